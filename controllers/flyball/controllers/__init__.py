@@ -1,0 +1,3 @@
+"""controllers"""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""envs"""
+
+__all__: list[str] = []

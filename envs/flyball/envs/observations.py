@@ -1,0 +1,158 @@
+"""What a controller sees of a sample: its image, or the context of the lowest arm.
+
+Axis letters: N samples, C channels, H, W, D context features, B batch.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyball.datapaths.atlas import OutcomeAtlas
+from flyball.datapaths.errors import DataError, InvalidSetting, NotFinite, unknown_name
+from flyball.datapaths.files import refuse_pickle
+
+if TYPE_CHECKING:
+    from flyball.datapaths.data import ImageSet
+
+__all__ = ["Images", "ObservationKind", "as_unit_range", "observations", "open_images"]
+
+ObservationKind = Literal["context", "image"]
+Images: TypeAlias = "NDArray[Any] | ImageSet | str | Path"
+
+
+def observations(
+    atlas: OutcomeAtlas, images: Images | None, kind: ObservationKind
+) -> NDArray[np.float32]:
+    """What a controller sees of every row of an atlas.
+
+    Args:
+        atlas: outcomes of N samples; its `sample` names rows of the images.
+        images: the image set, its array (uint8 or float32 in [0, 1], (M, C, H, W)), or the
+            .npy file that holds it; may be None for "context".
+        kind: "context" or "image".
+
+    Returns:
+        float32 (N, D) or (N, C, H, W), in [0, 1] for images.
+
+    Raises:
+        UnknownName: there is no such kind of observation.
+        InvalidSetting: the atlas has no context, or image observations come without images.
+        DataError: the images have too few rows, another layout or another type.
+        NotFinite: a context value is NaN or infinite; names the row.
+    """
+    check_kind(kind)
+    if kind == "context":
+        return context_rows(atlas)
+    if images is None:
+        raise missing_images("Image observations")
+    return as_unit_range(image_rows(open_images(images), atlas.sample))
+
+
+def open_images(images: Images) -> NDArray[Any]:
+    """The array of an image set, of a .npy file (memory-mapped), or itself; (M, C, H, W).
+
+    Raises:
+        DataError: the file is missing or is no array, or the array is no stack of images.
+    """
+    if isinstance(images, str | Path):
+        array = _map_file(Path(images))
+    else:
+        array = images if isinstance(images, np.ndarray) else images.images
+    is_stack = array.ndim == 4 and array.dtype in (np.dtype(np.uint8), np.dtype(np.float32))
+    if not is_stack:
+        raise DataError(
+            "Images are uint8, or float32 in [0, 1], of shape (samples, channels, height, width); "
+            f"{array.dtype} of shape {array.shape} came. Convert them."
+        )
+    return array
+
+
+def as_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:
+    """Images as float32 in [0, 1]; bytes are divided by 255, floats stay as they are."""
+    if images.dtype == np.uint8:
+        return np.divide(images, np.float32(255.0), dtype=np.float32)
+    return np.asarray(images, np.float32)
+
+
+def image_rows(images: NDArray[Any], sample: NDArray[np.int64]) -> NDArray[Any]:
+    """The images of some samples, copied out of what may be a memory map.
+
+    Raises:
+        DataError: a sample lies beyond the last image.
+    """
+    check_samples(images, sample)
+    return np.asarray(images[np.asarray(sample)])
+
+
+def check_samples(images: NDArray[Any], sample: NDArray[np.int64]) -> None:
+    """Refuses samples that are no row of the images.
+
+    Raises:
+        DataError: one lies beyond the last image.
+    """
+    if len(sample) and not 0 <= int(np.min(sample)) <= int(np.max(sample)) < len(images):
+        raise DataError(
+            f"The atlas names samples {int(np.min(sample))} to {int(np.max(sample))}, and there "
+            f"are {len(images)} images. Give the images that the atlas was built from."
+        )
+
+
+def context_rows(atlas: OutcomeAtlas) -> NDArray[np.float32]:
+    """The context of every row, (N, D), in memory.
+
+    Raises:
+        InvalidSetting: the atlas has none.
+        NotFinite: a value is NaN or infinite; names the row.
+    """
+    if atlas.context is None:
+        raise InvalidSetting(
+            "Context observations need an atlas that holds contexts; this one "
+            f"({atlas.header.fingerprint}) has none. Build it from a data path that gives "
+            'contexts, or observe images: observation="image".'
+        )
+    context = np.array(atlas.context, np.float32)
+    broken = np.flatnonzero(~np.isfinite(context).all(axis=1))
+    if len(broken):
+        row = int(broken[0])
+        raise NotFinite(
+            f"Every context value must be finite; row {row} (sample {int(atlas.sample[row])}) "
+            f"holds one that is not, and so do {len(broken)} rows in all. Rebuild the atlas."
+        )
+    return context
+
+
+def check_kind(kind: str) -> None:
+    """Refuses a kind of observation that does not exist.
+
+    Raises:
+        UnknownName: there is no such kind.
+    """
+    if kind not in get_args(ObservationKind):
+        raise unknown_name("kind of observation", str(kind), get_args(ObservationKind))
+
+
+def missing_images(what: str) -> InvalidSetting:
+    """The error for images that are needed and did not come."""
+    return InvalidSetting(
+        f"{what} need the images that the samples name, and none came. Give images=: the image "
+        "set, its array, or the .npy file it is mapped from."
+    )
+
+
+def _map_file(file: Path) -> NDArray[Any]:
+    refuse_pickle(file)
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There are no images at {file}. Give the .npy file they are in."
+        ) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{file} is not a whole .npy array ({error}). Decode the images again."
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{file} holds several arrays. Give a .npy file with one stack of images.")
+    return array

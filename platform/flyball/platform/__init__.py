@@ -1,0 +1,3 @@
+"""platform"""
+
+__all__: list[str] = []
