@@ -92,7 +92,7 @@ class FrozenDataPath(nn.Module):
         linear_macs: the same, counted as in the paper.
         full_macs: executed MACs of one sample at u = 1.
         forwards: sample passes asked for so far.
-        fingerprint: of specification and weights.
+        fingerprint: of specification and weights; the arms are not part of it.
     """
 
     mean: Tensor
@@ -118,7 +118,8 @@ class FrozenDataPath(nn.Module):
         self.full_macs = self.macs_at(1.0)
         self.context_macs = self.arm_macs[0]
         self.forwards = 0
-        self.fingerprint = fingerprint_of(_spec_json(self.spec), hash_bytes(self._weights()))
+        described = {**asdict(self.spec), "arms": None}
+        self.fingerprint = fingerprint_of(described, hash_bytes(self._weights()))
         super().train(False)
 
     @property
@@ -178,6 +179,14 @@ class FrozenDataPath(nn.Module):
         features = torch.cat([run.pooled, log_probabilities, confidence, entropy], dim=1)
         return features, Answer(run.logits, self._macs_of(self.arms[0], len(images), images.device))
 
+    def with_arms(self, arms: Sequence[float]) -> "FrozenDataPath":
+        """The same network served at other utilizations.
+
+        Raises:
+            InvalidArms: the arms are out of order, repeated, or outside (0, 1].
+        """
+        return FrozenDataPath(self.network, replace(self.spec, arms=validated_arms(arms)))
+
     def macs_at(self, u: float) -> int:
         """Executed MACs of one sample at any u."""
         return self._count(executed_macs, u)
@@ -215,7 +224,7 @@ class FrozenDataPath(nn.Module):
         """
         weights = self._weights()
         write_tensors(Path(folder) / WEIGHTS_FILE, weights)
-        spec = {"format": FORMAT, "fingerprint": self.fingerprint, **_spec_json(self.spec)}
+        spec = {"format": FORMAT, "fingerprint": self.fingerprint, **asdict(self.spec)}
         write_json(Path(folder) / SPEC_FILE, spec)
 
     @classmethod
@@ -324,10 +333,6 @@ def load_weights(network: nn.Module, weights: dict[str, np.ndarray], *, where: s
                 f"{tuple(tensor.shape)}. Load it with the specification it was saved with."
             )
     network.load_state_dict({name: torch.from_numpy(weights[name].copy()) for name in wanted})
-
-
-def _spec_json(spec: PathSpec) -> dict[str, Any]:
-    return asdict(spec)
 
 
 def _spec_from_json(text: dict[str, Any]) -> PathSpec:

@@ -34,7 +34,7 @@ from flyball.datapaths.progress import Progress, Report, silent
 from flyball.datapaths.splits import PATH_TRAIN, split_code
 from flyball.datapaths.tasks import judge
 
-__all__ = ["OutcomesConfig", "build_atlas", "outcomes_of"]
+__all__ = ["OutcomesConfig", "atlas_fingerprint", "build_atlas", "outcomes_of"]
 
 SHARD_FOLDER = "shards"
 PLAN_FILE = "plan.json"
@@ -75,9 +75,8 @@ class OutcomesConfig:
 
 def atlas_fingerprint(path: FrozenDataPath, images: ImageSet, config: OutcomesConfig) -> str:
     """Names the atlas by its configuration and its parents, before it is built."""
-    return fingerprint_of(
-        path.fingerprint, images.fingerprint, config.include_path_train, config.cost_model
-    )
+    settings = (config.include_path_train, config.cost_model)
+    return fingerprint_of(path.fingerprint, path.arms, images.fingerprint, settings)
 
 
 def build_atlas(

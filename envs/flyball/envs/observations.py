@@ -4,22 +4,20 @@ Axis letters: N samples, C channels, H, W, D context features, B batch.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flyball.datapaths.atlas import OutcomeAtlas
+from flyball.datapaths.data import ImageSet
 from flyball.datapaths.errors import DataError, InvalidSetting, NotFinite, unknown_name
 from flyball.datapaths.files import refuse_pickle
-
-if TYPE_CHECKING:
-    from flyball.datapaths.data import ImageSet
 
 __all__ = ["Images", "ObservationKind", "as_unit_range", "observations", "open_images"]
 
 ObservationKind = Literal["context", "image"]
-Images: TypeAlias = "NDArray[Any] | ImageSet | str | Path"
+Images: TypeAlias = NDArray[Any] | ImageSet | str | Path
 
 
 def observations(
@@ -47,24 +45,32 @@ def observations(
         return context_rows(atlas)
     if images is None:
         raise missing_images("Image observations")
-    return as_unit_range(image_rows(open_images(images), atlas.sample))
+    array = open_images(images)
+    check_samples(array, atlas.sample)
+    return as_unit_range(image_rows(array, atlas.sample))
 
 
 def open_images(images: Images) -> NDArray[Any]:
     """The array of an image set, of a .npy file (memory-mapped), or itself; (M, C, H, W).
 
     Raises:
-        DataError: the file is missing or is no array, or the array is no stack of images.
+        DataError: the file is missing or is no array, or the array is no stack of images in range.
     """
     if isinstance(images, str | Path):
         array = _map_file(Path(images))
     else:
-        array = images if isinstance(images, np.ndarray) else images.images
+        array = images.images if isinstance(images, ImageSet) else images
     is_stack = array.ndim == 4 and array.dtype in (np.dtype(np.uint8), np.dtype(np.float32))
     if not is_stack:
         raise DataError(
             "Images are uint8, or float32 in [0, 1], of shape (samples, channels, height, width); "
             f"{array.dtype} of shape {array.shape} came. Convert them."
+        )
+    is_float = array.dtype == np.float32
+    if is_float and len(array) and not 0.0 <= float(array.min()) <= float(array.max()) <= 1.0:
+        raise DataError(
+            f"Images of floats lie in [0, 1]; these reach from {array.min()} to {array.max()}. "
+            "Divide them by their largest possible value, or give bytes."
         )
     return array
 
@@ -72,17 +78,12 @@ def open_images(images: Images) -> NDArray[Any]:
 def as_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:
     """Images as float32 in [0, 1]; bytes are divided by 255, floats stay as they are."""
     if images.dtype == np.uint8:
-        return np.divide(images, np.float32(255.0), dtype=np.float32)
+        return images.astype(np.float32) / np.float32(255.0)
     return np.asarray(images, np.float32)
 
 
 def image_rows(images: NDArray[Any], sample: NDArray[np.int64]) -> NDArray[Any]:
-    """The images of some samples, copied out of what may be a memory map.
-
-    Raises:
-        DataError: a sample lies beyond the last image.
-    """
-    check_samples(images, sample)
+    """The images of some samples, copied out of what may be a memory map."""
     return np.asarray(images[np.asarray(sample)])
 
 
@@ -130,7 +131,7 @@ def check_kind(kind: str) -> None:
         UnknownName: there is no such kind.
     """
     if kind not in get_args(ObservationKind):
-        raise unknown_name("kind of observation", str(kind), get_args(ObservationKind))
+        raise unknown_name("observation", str(kind), get_args(ObservationKind))
 
 
 def missing_images(what: str) -> InvalidSetting:

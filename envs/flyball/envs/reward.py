@@ -200,7 +200,13 @@ def reward_table(
     else:
         ratio = atlas.throttle_ratio()
     paid = reward_of(atlas.correct, atlas.confidence, ratio, reward)
-    check_finite(paid, atlas.sample, atlas.arms)
+    check_finite(
+        paid,
+        rows=np.arange(len(atlas))[:, None],
+        sample=np.asarray(atlas.sample)[:, None],
+        arm=np.arange(len(atlas.arms)),
+        arms=atlas.arms,
+    )
     return paid
 
 
@@ -237,21 +243,35 @@ def account_of(reward: Reward) -> str:
 
 
 def check_finite(
-    paid: NDArray[np.float32], sample: NDArray[np.int64], arms: tuple[float, ...]
+    paid: NDArray[np.float32],
+    *,
+    rows: NDArray[np.int64],
+    sample: NDArray[np.int64],
+    arm: NDArray[np.int64],
+    arms: tuple[float, ...],
 ) -> None:
-    """Refuses a table of rewards (N, K) that holds NaN or infinity.
+    """Refuses rewards that are NaN or infinite.
+
+    Args:
+        paid: rewards, of any shape.
+        rows: row of every reward, in a shape that broadcasts to that of `paid`.
+        sample: row of the image set, likewise.
+        arm: index of the arm, likewise.
+        arms: the utilizations that `arm` indexes.
 
     Raises:
-        NotFinite: it does; the message names the first such row and arm.
+        NotFinite: one is; the message names the first such row and arm.
     """
-    broken = np.argwhere(~np.isfinite(paid))
-    if len(broken):
-        row, arm = (int(index) for index in broken[0])
-        raise NotFinite(
-            f"Every reward must be finite; that of row {row} (sample {int(sample[row])}), arm "
-            f"{arm} (u = {arms[arm]:g}) is {paid[row, arm]}, and {len(broken)} in all are not. "
-            "Look at that row's confidence and throttle ratio, or at the reward function."
-        )
+    is_broken = ~np.isfinite(paid)
+    if not is_broken.any():
+        return
+    place = tuple(np.argwhere(is_broken)[0])
+    row, name, index = (int(np.broadcast_to(a, paid.shape)[place]) for a in (rows, sample, arm))
+    raise NotFinite(
+        f"Every reward must be finite; that of row {row} (sample {name}), arm {index} "
+        f"(u = {arms[index]:g}) is {paid[place]}, and {int(is_broken.sum())} in all are not. "
+        "Look at that row's confidence and throttle ratio, or at the reward function."
+    )
 
 
 def _elements(*arrays: ArrayLike) -> tuple[tuple[Floats, Floats, Floats], tuple[int, ...]]:

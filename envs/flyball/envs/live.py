@@ -1,0 +1,194 @@
+"""Outcomes asked of a frozen data path at every step; the only part of the layer that runs torch.
+
+N samples, B batch, C channels, H, W, D context features.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flyball.datapaths.atlas import OutcomeAtlas
+from flyball.datapaths.data import ImageSet
+from flyball.datapaths.errors import DataError, ForeignArtifact, InvalidSetting
+from flyball.datapaths.frozen import FrozenDataPath
+from flyball.datapaths.splits import SPLITS
+from flyball.datapaths.tasks import judge
+from flyball.envs.observations import (
+    Images,
+    ObservationKind,
+    as_unit_range,
+    check_samples,
+    image_rows,
+    open_images,
+)
+from flyball.envs.sources import Outcomes, OutcomeSource, context_box, image_box, no_rows
+
+__all__ = ["LiveOutcomes", "open_live_source"]
+
+
+class LiveOutcomes:
+    """A frozen data path that answers when it is asked.
+
+    A context is the lowest arm's pass, so choosing that arm after it asks nothing again.
+    """
+
+    def __init__(
+        self,
+        path: FrozenDataPath,
+        images: NDArray[Any],
+        sample: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        kind: ObservationKind,
+    ) -> None:
+        """Takes images (M, C, H, W), the rows of them to draw from (N,), and their labels (N,)."""
+        self.arms = path.arms
+        self.sample = sample
+        self.full_macs = path.full_macs
+        self.context_macs = path.context_macs
+        sees_context = kind == "context"
+        self.space = context_box(path.context_size) if sees_context else image_box(path.input_shape)
+        self._path = path
+        self._images = images
+        self._labels = labels
+        self._sees_context = sees_context
+        self._seen: tuple[NDArray[np.int64], Tensor] | None = None
+
+    def observe(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        images = self._pixels(rows)
+        if not self._sees_context:
+            return images
+        context, lowest = self._path.context(self._tensor(images))
+        self._seen = (rows.copy(), lowest.output)
+        return context.cpu().numpy().astype(np.float32)
+
+    def outcomes(self, rows: NDArray[np.int64], actions: NDArray[np.int64]) -> Outcomes:
+        lowest = self._lowest_answers(rows)
+        is_asked = np.ones(len(rows), bool) if lowest is None else actions > 0
+        device = self._path.mean.device
+        output = torch.zeros(len(rows), len(self._path.classes), device=device)
+        if lowest is not None:
+            output[:] = lowest
+        macs = np.full(len(rows), self._path.arm_macs[0], np.int64)
+        if is_asked.any():
+            images = self._tensor(self._pixels(rows[is_asked]))
+            u = torch.tensor(np.asarray(self.arms)[actions[is_asked]], device=device)
+            answer = self._path(images, u)
+            output[torch.from_numpy(is_asked).to(device)] = answer.output
+            macs[is_asked] = answer.macs.cpu().numpy()
+        judged = judge(output, torch.from_numpy(self._labels[rows]).to(device))
+        return Outcomes(judged.correct.cpu().numpy(), judged.confidence.cpu().numpy(), macs)
+
+    def _lowest_answers(self, rows: NDArray[np.int64]) -> Tensor | None:
+        if self._seen is None or not np.array_equal(self._seen[0], rows):
+            return None
+        return self._seen[1]
+
+    def _pixels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return as_unit_range(image_rows(self._images, self.sample[rows]))
+
+    def _tensor(self, images: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(images).to(self._path.mean.device)
+
+
+def open_live_source(
+    path: FrozenDataPath | str | Path,
+    *,
+    atlas: OutcomeAtlas | None,
+    images: Images,
+    labels: Sequence[int] | NDArray[Any] | None,
+    observation: ObservationKind,
+    split: str | None,
+) -> OutcomeSource:
+    """Live outcomes on the rows of an atlas, of an image set's split, or of plain arrays.
+
+    Args:
+        path: frozen data path, or its folder.
+        atlas: already cut to its split; gives rows and labels. None: the images give them.
+        images: the image set, its array (M, C, H, W), or the .npy file that holds it.
+        labels: class index of every image, (M,); None: those of the image set or the atlas.
+        observation: "context" or "image".
+        split: of the image set; None for every row.
+
+    Raises:
+        InvalidSetting: labels are missing, a split is asked of images that have none, or the
+            atlas counts its cost in another way than the path.
+        DataError: images or labels do not fit, or the split has no rows.
+        ForeignArtifact: the atlas belongs to another data path.
+    """
+    if isinstance(path, str | Path):
+        path = FrozenDataPath.load(path)
+    if atlas is not None:
+        _check_atlas(atlas, path)
+    pixels = open_images(images)
+    if pixels.shape[1:] != path.input_shape:
+        raise DataError(
+            f"The data path takes images of shape {path.input_shape} (channels, height, width); "
+            f"these have {pixels.shape[1:]}. Resize with "
+            f"--set data.image_size={path.input_shape[1]}, or train a data path for this size."
+        )
+    sample = np.array(atlas.sample, np.int64) if atlas is not None else _image_rows(images, split)
+    check_samples(pixels, sample)
+    truth = _labels(labels, images, atlas, sample, len(pixels))
+    return LiveOutcomes(path, pixels, sample, truth, observation)
+
+
+def _check_atlas(atlas: OutcomeAtlas, path: FrozenDataPath) -> None:
+    theirs = atlas.header.path_fingerprint
+    if theirs != path.fingerprint:
+        raise ForeignArtifact(
+            f"The atlas holds the outcomes of data path {theirs or 'unknown'}, the data path "
+            f"given is {path.fingerprint}. Give the path that the atlas was built from, or build "
+            "this path's own with `flyball outcomes`."
+        )
+    if atlas.header.cost_model != "executed":
+        raise InvalidSetting(
+            "A live data path counts the MACs it executes; this atlas counts them "
+            f"{atlas.header.cost_model!r}. Build it with --set outcomes.cost_model=executed, or "
+            "leave the path out and take the atlas's outcomes."
+        )
+
+
+def _image_rows(images: Images, split: str | None) -> NDArray[np.int64]:
+    if isinstance(images, ImageSet):
+        rows = np.arange(len(images), dtype=np.int64) if split is None else images.rows(split)
+        sizes = {name: len(images.rows(name)) for name in SPLITS}
+    elif split is None:
+        rows, sizes = np.arange(len(open_images(images)), dtype=np.int64), {}
+    else:
+        raise InvalidSetting(
+            f"Plain images carry no splits, and split {split!r} came with them. Give the "
+            "image set or an atlas, or split=None to draw from every image."
+        )
+    if len(rows) == 0:
+        raise no_rows(split, sizes)
+    return rows
+
+
+def _labels(
+    labels: Sequence[int] | NDArray[Any] | None,
+    images: Images,
+    atlas: OutcomeAtlas | None,
+    sample: NDArray[np.int64],
+    count: int,
+) -> NDArray[np.int64]:
+    if labels is None and isinstance(images, ImageSet):
+        labels = images.labels
+    if labels is None and atlas is not None:
+        return np.array(atlas.label, np.int64)
+    if labels is None:
+        raise InvalidSetting(
+            "A live environment judges answers by the labels, and none came. Give labels=: a "
+            "class index for every image, an image set that has them, or an atlas."
+        )
+    given = np.asarray(labels)
+    if given.shape != (count,) or given.dtype.kind not in "iu":
+        raise DataError(
+            f"Every image has one label, a class index: {count} integers; {given.dtype} of shape "
+            f"{given.shape} came. Give a label for each image, in their order."
+        )
+    return given[sample].astype(np.int64)

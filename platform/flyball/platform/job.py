@@ -1,0 +1,122 @@
+"""A job: everything one run of the main job does, as one typed value; nothing here does any of it."""
+
+from dataclasses import dataclass, field
+
+
+from flyball.controllers.evaluate import EvaluationConfig
+from flyball.controllers.learn import LearnConfig
+from flyball.controllers.networks import ControllerConfig
+from flyball.datapaths.arms import default_arms, validated_arms
+from flyball.datapaths.data import DataConfig
+from flyball.datapaths.errors import InvalidSetting
+from flyball.datapaths.outcomes import OutcomesConfig
+from flyball.datapaths.phase1 import Phase1Config
+from flyball.datapaths.vgg import VggConfig
+from flyball.envs.reward import RewardConfig
+
+__all__ = ["ComputeConfig", "Job", "StorageConfig", "TrackingConfig"]
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """Where a job writes.
+
+    Attributes:
+        root: the one folder under which everything goes.
+    """
+
+    root: str = "runs"
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where MLflow keeps runs and models.
+
+    Attributes:
+        uri: tracking server or database; None takes $MLFLOW_TRACKING_URI, else a sqlite database
+            under the storage root.
+        experiment: name of the MLflow experiment.
+        model: name of the registered model; None: "flyball-" and the job's name.
+    """
+
+    uri: str | None = None
+    experiment: str = "flyball"
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """What a job runs on.
+
+    Attributes:
+        device: torch device of Phase 1 and the atlas; "auto": a CUDA device where there is one.
+        ray_address: of a running cluster; None takes $RAY_ADDRESS, else starts Ray locally.
+        env_runners: RLlib env runners beside the local one, when learning from runners.
+    """
+
+    device: str = "auto"
+    ray_address: str | None = None
+    env_runners: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            InvalidSetting: the device is not one, or the count is negative.
+        """
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            raise InvalidSetting(
+                f"compute.device is auto, cpu, cuda or cuda:N, not {self.device!r}. "
+                "Leave it out to take the GPU where there is one."
+            )
+        if self.env_runners < 0:
+            raise InvalidSetting(
+                f"compute.env_runners is at least 0, not {self.env_runners}. "
+                "0 samples in the driver: --set compute.env_runners=0."
+            )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the main job, from images to a registered controller.
+
+    Attributes:
+        name: of the preset it came from.
+        data: images and their splits.
+        path: structure of the data path.
+        phase1: how the data path is trained.
+        arms: utilizations it is served at, increasing, in (0, 1].
+        outcomes: how the atlas is built.
+        reward: what an answer is worth.
+        controller: structure of the controller.
+        learn: how the controller is trained.
+        evaluation: intervals of the ladder.
+        storage, tracking, compute: where it writes, logs and runs; none of them changes a figure.
+    """
+
+    name: str
+    data: DataConfig
+    path: VggConfig
+    phase1: Phase1Config
+    arms: tuple[float, ...] = field(default_factory=default_arms)
+    outcomes: OutcomesConfig = field(default_factory=OutcomesConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        """Checks what no single part can.
+
+        Raises:
+            InvalidArms: the arms are out of order, repeated, or outside (0, 1].
+        """
+        object.__setattr__(self, "arms", validated_arms(self.arms))
+
+    @property
+    def model_name(self) -> str:
+        """Name under which the governor is registered."""
+        return self.tracking.model or f"flyball-{self.name.replace('_', '-')}"

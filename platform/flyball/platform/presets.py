@@ -1,0 +1,60 @@
+"""Presets: functions that return a whole job. A new one is a function and a line in `PRESETS`."""
+
+from collections.abc import Callable
+
+from flyball.controllers.learn import LearnConfig
+from flyball.controllers.networks import ControllerConfig
+from flyball.datapaths.data import DataConfig
+from flyball.datapaths.errors import unknown_name
+from flyball.datapaths.phase1 import Phase1Config
+from flyball.datapaths.vgg import small_vgg, vgg_d
+from flyball.envs.reward import RewardConfig
+from flyball.platform.job import Job
+
+__all__ = ["DEFAULT_PRESET", "PRESETS", "cifar10_vgg", "digits", "preset"]
+
+DEFAULT_PRESET = "digits"
+
+
+def digits() -> Job:
+    """scikit-learn's 1,797 handwritten digits, 8x8, on a small VGG-W: no download, about a minute."""
+    return Job(
+        name="digits",
+        data=DataConfig(name="digits"),
+        path=small_vgg(in_channels=1, image_size=8),
+        phase1=Phase1Config(epochs=20, batch_size=64),
+        reward=RewardConfig(account="net"),
+        controller=ControllerConfig(kind="context_head"),
+        learn=LearnConfig(),
+    )
+
+
+def cifar10_vgg() -> Job:
+    """CIFAR-10 on the paper's VGG-D cut, GroupNorm in every component; set data.root to the data.
+
+    The schedule fits an hour on two cores; on a GPU give --set phase1.epochs=100
+    --set phase1.precision=bfloat16.
+    """
+    return Job(
+        name="cifar10_vgg",
+        data=DataConfig(name="cifar10"),
+        path=vgg_d(norm="group"),
+        phase1=Phase1Config(epochs=8, middle_arms=1, augment=True, precision="bfloat16"),
+        reward=RewardConfig(account="net"),
+        controller=ControllerConfig(kind="context_head"),
+        learn=LearnConfig(),
+    )
+
+
+PRESETS: dict[str, Callable[[], Job]] = {"digits": digits, "cifar10_vgg": cifar10_vgg}
+
+
+def preset(name: str) -> Job:
+    """The job of a name.
+
+    Raises:
+        UnknownName: there is no such preset; suggests the nearest.
+    """
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS, advice="`flyball presets` describes them.")
+    return PRESETS[name]()
