@@ -49,7 +49,8 @@ def test_an_episode_is_one_round(hand_atlas: OutcomeAtlas) -> None:
     env = ThrottleBandit(atlas=hand_atlas, controller_macs=10)
     table = reward_table(hand_atlas, RewardConfig())
     row_of = {3: 0, 0: 1, 2: 2}  # samples of the training split
-    seed, met = 0, set()
+    seed = 0
+    met: set[tuple[int, int]] = set()
     while len(met) < 9 and seed < 200:
         seen, start = env.reset(seed=seed)
         row, action = row_of[start["sample"]], seed % 3
@@ -136,7 +137,7 @@ def test_an_atlas_opened_from_its_folder_pays_the_same(
     )
     for seed in range(20):
         np.testing.assert_array_equal(mapped.reset(seed=seed)[0], held.reset(seed=seed)[0])
-        assert mapped.step(seed % 3)[1:] == held.step(seed % 3)[1:]  # type: ignore[arg-type]
+        assert mapped.step(seed % 3)[1:] == held.step(seed % 3)[1:]
 
 
 @pytest.mark.parametrize("action", [-1, 3, 0.2, "low", None, [0, 1], True, math.nan])
@@ -241,9 +242,12 @@ def test_files_that_cannot_be_used_are_refused(hand_atlas: OutcomeAtlas, tmp_pat
     (tmp_path / "empty.npy").touch()
     with pytest.raises(DataError, match=r"not a whole \.npy array"):
         env(tmp_path / "empty.npy")
+    np.save(tmp_path / "objects.npy", np.array([{}], object))
+    with pytest.raises(DataError, match=r"not a whole \.npy array of numbers"):
+        env(tmp_path / "objects.npy")
     np.savez(tmp_path / "many.npz", a=np.zeros(3))
-    with pytest.raises(DataError, match="holds several arrays"):
+    with pytest.raises(DataError, match=r"many\.npz is none"):
         env(tmp_path / "many.npz")
-    (tmp_path / "images.pkl").write_bytes(pickle.dumps([1, 2]))
+    (tmp_path / "pickle.npy").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(PickleRefused):
-        env(tmp_path / "images.pkl")
+        env(tmp_path / "pickle.npy")

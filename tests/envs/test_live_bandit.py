@@ -50,7 +50,7 @@ def test_one_live_environment_agrees_with_the_atlas(tiny_system: Any, observatio
     live = ThrottleBandit(path=tiny_system.path, **common)
     for seed in range(12):
         assert stored.reset(seed=seed)[0].tobytes() == live.reset(seed=seed)[0].tobytes()
-        assert stored.step(seed % 4)[1:] == live.step(seed % 4)[1:]  # type: ignore[arg-type]
+        assert stored.step(seed % 4)[1:] == live.step(seed % 4)[1:]
 
 
 @pytest.mark.parametrize("observation", ["context", "image"])
@@ -92,7 +92,7 @@ def test_plain_arrays_with_labels_are_enough(tiny_system: Any) -> None:
     whole = ThrottleBandit(path=tiny_system.path, images=images, split=None)
     for seed in range(5):
         assert plain.reset(seed=seed)[0].tobytes() == whole.reset(seed=seed)[0].tobytes()
-        assert plain.step(3)[1:] == whole.step(3)[1:]  # type: ignore[arg-type]
+        assert plain.step(3)[1:] == whole.step(3)[1:]
 
 
 def test_the_lowest_arm_is_not_asked_again_after_its_context(tiny_system: Any) -> None:
@@ -137,7 +137,7 @@ def test_net_macs_are_the_atlas_own_account(tiny_system: Any) -> None:
             40,
             atlas=tiny_system.atlas,
             images=tiny_system.images,
-            observation=observation,  # type: ignore[arg-type]
+            observation=observation,
             controller_macs=77,
         )
         env.reset(seed=0)

@@ -140,6 +140,10 @@ def test_a_reward_that_is_not_finite_names_its_row_and_arm(hand_atlas: OutcomeAt
     with pytest.raises(NotFinite, match=r"row 2 \(sample 2\), arm 1 \(u = 0.6\) is nan"):
         reward_table(hand_atlas, RewardConfig())
 
+    hand_atlas.confidence[2, 1] = 0.5
+    with pytest.raises(NotFinite, match=r"row 1 \(sample 0\), arm 0 .* is -inf, and 4 in all"):
+        reward_table(hand_atlas, RewardConfig(gamma1=1e200))  # beyond float32
+
     def infinite_when_full(correct: Any, confidence: Any, ratio: Any) -> Any:
         return np.where(ratio == 1.0, np.inf, 0.0)
 

@@ -58,21 +58,26 @@ def sample_arms(probabilities: Tensor, generator: torch.Generator | None) -> Ten
     return reached.clamp_(max=probabilities.shape[-1] - 1)
 
 
-def ratio_loss(log_policy: Tensor, arm: Tensor, behaved: Tensor, reward: Tensor) -> Tensor:
-    """Off-policy corrected policy gradient: -(pi(a) / b(a)) (r - mean r), averaged.
+def ratio_loss(
+    log_policy: Tensor, arm: Tensor, behaved: Tensor, reward: Tensor, *, epsilon: float
+) -> Tensor:
+    """Policy gradient corrected for exploration: -w log pi(a) (r - mean r), averaged.
 
-    With b of `behaviour` at the same policy the ratio never exceeds 1 / (1 - epsilon), so no
-    sample can dominate. The batch mean is the baseline: it shrinks the variance, and leaves the
-    expected gradient what it was up to a factor 1 - 1 / B.
+    w = pi(a) / b(a) carries no gradient. Where b is `behaviour` of the same policy, w never
+    exceeds 1 / (1 - epsilon) and the expected gradient is that of the expected reward, up to a
+    factor 1 - 1 / B for the batch-mean baseline. Where b is of an older policy, w is cut there,
+    so that no sample can dominate.
 
     Args:
         log_policy: log pi, with gradient; (B, K).
         arm: chosen arms; int64 (B, 1).
         behaved: probability b under which each arm was chosen, > 0; (B, 1), without gradient.
         reward: what was paid; (B, 1).
+        epsilon: share of uniform choices in b, in [0, 1).
     """
-    advantage = reward - reward.mean()
-    return -(log_policy.gather(1, arm).exp() * (advantage / behaved)).mean()
+    chosen = log_policy.gather(1, arm)
+    weight = (chosen.detach().exp() / behaved).clamp_(max=1.0 / (1.0 - epsilon))
+    return -(chosen * (weight * (reward - reward.mean()))).mean()
 
 
 def all_arm_loss(policy: Tensor, rewards: Tensor) -> Tensor:

@@ -132,7 +132,9 @@ def _write_onnx(file: Path, program: torch.export.ExportedProgram) -> None:
     )
     if converted is None:
         raise RuntimeError("torch.onnx.export returned no program.")
-    converted.rename_axes({converted.model.graph.inputs[0].shape[0]: "batch"})
+    shape = converted.model.graph.inputs[0].shape
+    if shape is not None and not isinstance(shape[0], int):
+        converted.rename_axes({shape[0]: "batch"})
     with write_atomically(file) as partial:
         converted.save(str(partial), external_data=False)
 

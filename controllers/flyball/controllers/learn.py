@@ -164,7 +164,12 @@ def learn_plain(
     """
     network = copy.deepcopy(network).train()
     fit_standardisation(network, table.observations)
-    optimizer = make_optimizer(network.parameters(), config)
+    optimizer = make_optimizer(
+        network.parameters(),
+        config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
     observations, rewards = table.tensors()
     rows = np.random.default_rng(config.seed)
     arms = torch.Generator().manual_seed(config.seed)
@@ -228,7 +233,8 @@ def bandit_loss(
             paid = rewards.gather(1, arm)
             reward = paid.mean()
         if estimator == "ratio":
-            loss = ratio_loss(log_policy, arm, behaved.gather(1, arm), paid)
+            chance = behaved.gather(1, arm)
+            loss = ratio_loss(log_policy, arm, chance, paid, epsilon=epsilon)
         else:
             loss = paper_loss(log_policy, arm, paid)
     if entropy_weight == 0.0:
@@ -249,16 +255,16 @@ def watch_validation(config: LearnConfig, table: BanditTable | None) -> BestByVa
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], config: LearnConfig
+    parameters: Iterable[nn.Parameter],
+    optimizer: OptimizerName,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer that a configuration names."""
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    """The optimizer of that name; "adam" is AdamW, which without weight decay is Adam."""
+    if optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def _check(name: str, value: Any, is_fine: bool, rule: str) -> None:

@@ -105,6 +105,9 @@ class UpdateLog:
     def __init__(self) -> None:
         self._figures: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    def __len__(self) -> int:
+        return len(self._figures)
+
     def add(self, loss: Tensor, reward: Tensor, entropy: Tensor) -> None:
         """Keeps the loss, mean reward and entropy of one update, all scalars."""
         self._figures.append((loss.detach(), reward, entropy))

@@ -6,11 +6,13 @@ the TNN paper's count: a layer's dense MACs times the share of its own component
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["LayerCost", "executed_macs", "linear_macs", "measured_macs"]
+__all__ = ["CostModel", "LayerCost", "executed_macs", "linear_macs", "measured_macs"]
+
+CostModel = Literal["executed", "linear"]
 
 
 @dataclass(frozen=True)

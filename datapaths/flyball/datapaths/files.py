@@ -107,6 +107,8 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
 def refuse_pickle(file: Path) -> None:
     """Refuses a file that opens like a pickle, bare or as torch.save's zip archive.
 
+    A `.pt2` is a zip by nature; its reader looks inside.
+
     Raises:
         PickleRefused: the file is one.
     """
@@ -115,7 +117,7 @@ def refuse_pickle(file: Path) -> None:
             head = opened.read(4)
     except OSError:
         return
-    is_torch_zip = head == b"PK\x03\x04" and file.suffix in {".pt", ".pth", ".ckpt", ".bin"}
+    is_torch_zip = head == b"PK\x03\x04" and file.suffix != ".pt2"
     if head.startswith(_PICKLE_OPENINGS) or is_torch_zip or file.suffix in {".pkl", ".pickle"}:
         raise PickleRefused(
             f"{file} is a pickle, and Flyball loads none: a pickle can run any code. "

@@ -3,7 +3,7 @@
 Saved as `path.safetensors` and `path.json`; no pickle is read. B batch, K arms, D context features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flyball.datapaths.arms import default_arms, validated_arms
 from flyball.datapaths.atlas import hash_bytes
-from flyball.datapaths.cost import executed_macs, linear_macs
+from flyball.datapaths.cost import CostModel, executed_macs, linear_macs
 from flyball.datapaths.errors import (
     CorruptArtifact,
     DataError,
@@ -89,7 +89,6 @@ class FrozenDataPath(nn.Module):
         classes: names of the classes.
         input_shape: (C, H, W) of an image.
         arm_macs: executed MACs of one sample at every arm.
-        linear_macs: the same, counted as in the paper.
         full_macs: executed MACs of one sample at u = 1.
         forwards: sample passes asked for so far.
         fingerprint: of specification and weights; the arms are not part of it.
@@ -114,7 +113,6 @@ class FrozenDataPath(nn.Module):
         self.classes = spec.classes
         self.input_shape = (config.in_channels, config.image_size, config.image_size)
         self.arm_macs = tuple(self.macs_at(u) for u in self.arms)
-        self.linear_macs = tuple(self._count(linear_macs, u) for u in self.arms)
         self.full_macs = self.macs_at(1.0)
         self.context_macs = self.arm_macs[0]
         self.forwards = 0
@@ -187,9 +185,10 @@ class FrozenDataPath(nn.Module):
         """
         return FrozenDataPath(self.network, replace(self.spec, arms=validated_arms(arms)))
 
-    def macs_at(self, u: float) -> int:
-        """Executed MACs of one sample at any u."""
-        return self._count(executed_macs, u)
+    def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
+        """MACs of one sample at any u, executed or counted as in the paper."""
+        count = executed_macs if cost_model == "executed" else linear_macs
+        return count(self.network.layer_costs(), self._counts(u), self.network.components)
 
     def train(self, mode: bool = True) -> Self:
         """Refuses: a frozen data path stays in evaluation mode.
@@ -292,9 +291,6 @@ class FrozenDataPath(nn.Module):
 
     def _counts(self, u: float) -> list[int]:
         return [served_components(checked_utilization(u), n) for n in self.network.components]
-
-    def _count(self, count: Callable[..., int], u: float) -> int:
-        return count(self.network.layer_costs(), self._counts(u), self.network.components)
 
     def _macs_of(self, u: float, samples: int, device: torch.device) -> Tensor:
         return torch.full((samples,), self.macs_at(u), dtype=torch.int64, device=device)

@@ -7,13 +7,14 @@ it stopped and ends with the same bytes. N samples, K arms, S samples in a shard
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from flyball.datapaths.atlas import HEADER_FILE, AtlasHeader, OutcomeAtlas
+from flyball.datapaths.cost import CostModel
 from flyball.datapaths.data import ImageSet
 from flyball.datapaths.errors import (
     CorruptArtifact,
@@ -53,7 +54,7 @@ class OutcomesConfig:
 
     shard_size: int = 1024
     include_path_train: bool = False
-    cost_model: str = "executed"
+    cost_model: CostModel = "executed"
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -66,7 +67,7 @@ class OutcomesConfig:
                 f"A shard holds at least one sample, not {self.shard_size}. "
                 "Set for example --set outcomes.shard_size=1024."
             )
-        if self.cost_model not in ("executed", "linear"):
+        if self.cost_model not in get_args(CostModel):
             raise InvalidSetting(
                 f"MACs are counted 'executed' or 'linear', not {self.cost_model!r}. "
                 "Set --set outcomes.cost_model=executed."
@@ -137,7 +138,7 @@ def build_atlas(
         path_fingerprint=path.fingerprint,
         data_fingerprint=images.fingerprint,
         classes=path.classes,
-        full_macs=(path.full_macs if config.cost_model == "executed" else path.linear_macs[-1]),
+        full_macs=path.macs_at(1.0, cost_model=config.cost_model),
         context_macs=int(tables["macs"][0, 0]),
         cost_model=config.cost_model,
         forwards=len(index) * len(path.arms),
@@ -150,7 +151,11 @@ def build_atlas(
 
 
 def outcomes_of(
-    path: FrozenDataPath, images: ImageSet, rows: NDArray[np.int64], *, cost_model: str = "executed"
+    path: FrozenDataPath,
+    images: ImageSet,
+    rows: NDArray[np.int64],
+    *,
+    cost_model: CostModel = "executed",
 ) -> dict[str, NDArray[Any]]:
     """What every arm answers about some images, and what it costs: the columns of one shard.
 
@@ -169,7 +174,7 @@ def outcomes_of(
     x = torch.from_numpy(np.asarray(images.images[rows])).to(device).float() / 255.0
     labels = torch.from_numpy(np.asarray(images.labels[rows], np.int64)).to(device)
     context, lowest = path.context(x)
-    macs = path.arm_macs if cost_model == "executed" else path.linear_macs
+    macs = [path.macs_at(u, cost_model=cost_model) for u in path.arms]
     columns: dict[str, list[NDArray[Any]]] = {"answer": [], "correct": [], "confidence": []}
     for arm, u in enumerate(path.arms):
         output = lowest.output if arm == 0 else path(x, u).output

@@ -143,17 +143,19 @@ def missing_images(what: str) -> InvalidSetting:
 
 
 def _map_file(file: Path) -> NDArray[Any]:
+    if file.suffix != ".npy":
+        raise DataError(
+            f"Images are mapped from a .npy file, and {file.name} is none. Give the array itself, "
+            "or the file that holds it alone, as numpy.save writes it."
+        )
     refuse_pickle(file)
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(file, mode="r")
     except FileNotFoundError as error:
         raise DataError(
             f"There are no images at {file}. Give the .npy file they are in."
         ) from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"{file} is not a whole .npy array ({error}). Decode the images again."
+            f"{file} is not a whole .npy array of numbers ({error}). Decode the images again."
         ) from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{file} holds several arrays. Give a .npy file with one stack of images.")
-    return array

@@ -163,18 +163,13 @@ def reward_of(
         InvalidSetting: the user's function returned another shape.
     """
     elements, shape = _elements(correct, confidence, throttle_ratio)
-    if not isinstance(reward, RewardConfig):
-        return _paid_by_user(reward, elements).reshape(shape)
-    paid = throttle_reward(*elements, gamma1=reward.gamma1, gamma2=reward.gamma2)
-    if reward.complexity_weight:
-        penalty = complexity_penalty(
-            elements[2],
-            reward.target_utilization,
-            complexity=reward.complexity,
-            power=reward.power,
-        )
-        paid = paid - reward.complexity_weight * penalty
-    return paid.astype(np.float32).reshape(shape)
+    # What overflows is reported once, by row and arm, where it is paid: see `check_finite`.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(reward, RewardConfig):
+            paid = _paid_by_config(reward, elements)
+        else:
+            paid = _paid_by_user(reward, elements)
+        return paid.astype(np.float32).reshape(shape)
 
 
 def reward_table(
@@ -288,10 +283,21 @@ def _vector(array: Floats) -> Floats:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _paid_by_user(
-    reward: RewardFunction, elements: tuple[Floats, Floats, Floats]
-) -> NDArray[np.float32]:
-    paid = np.asarray(reward(*elements), np.float32)
+def _paid_by_config(config: RewardConfig, elements: tuple[Floats, Floats, Floats]) -> Floats:
+    paid = throttle_reward(*elements, gamma1=config.gamma1, gamma2=config.gamma2)
+    if config.complexity_weight:
+        penalty = complexity_penalty(
+            elements[2],
+            config.target_utilization,
+            complexity=config.complexity,
+            power=config.power,
+        )
+        paid = paid - config.complexity_weight * penalty
+    return paid
+
+
+def _paid_by_user(reward: RewardFunction, elements: tuple[Floats, Floats, Floats]) -> Floats:
+    paid = np.asarray(reward(*elements), np.float64)
     if paid.shape != elements[0].shape:
         raise InvalidSetting(
             f"A reward function returns one reward for each element, shape {elements[0].shape}; "

@@ -91,7 +91,7 @@ class ThrottleBanditVector(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDA
             BadInput: an argument is missing, does not fit, or cannot be read.
             NotFinite: the atlas would pay NaN or infinity somewhere; names the row and arm.
         """
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise InvalidSetting(
                 f"num_envs counts environments, an integer of 1 or more; it is {num_envs!r}. "
                 "Give for example num_envs=256."
@@ -107,11 +107,11 @@ class ThrottleBanditVector(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDA
             controller_macs=controller_macs,
         )
         self.arms = self._rounds.source.arms
-        self.num_envs = num_envs
+        self.num_envs = int(num_envs)
         self.single_observation_space = self._rounds.source.space
         self.single_action_space = Discrete(len(self.arms))
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rows: NDArray[np.int64] | None = None
         self._seen = np.zeros(0, np.float32)
         self._is_over = False

@@ -1,7 +1,6 @@
-"""A job: everything one run of the main job does, as one typed value; nothing here does any of it."""
+"""A job: all that one run of the main job does, as one typed value; nothing here does it."""
 
 from dataclasses import dataclass, field
-
 
 from flyball.controllers.evaluate import EvaluationConfig
 from flyball.controllers.learn import LearnConfig
@@ -23,9 +22,11 @@ class StorageConfig:
 
     Attributes:
         root: the one folder under which everything goes.
+        least_free_mb: free space there that must be left before work starts, in 10^6 bytes.
     """
 
     root: str = "runs"
+    least_free_mb: int = 500
 
 
 @dataclass(frozen=True)

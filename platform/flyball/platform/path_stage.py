@@ -1,13 +1,12 @@
 """The first stage of a job: Phase 1, from an image set to a frozen data path on disk."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from flyball.datapaths.data import ImageSet
-from flyball.datapaths.errors import DataError
 from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.frozen import SPEC_FILE, FrozenDataPath, PathSpec
 from flyball.datapaths.phase1 import Phase1Config, train_phase1
@@ -15,7 +14,7 @@ from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import PATH_TRAIN
 from flyball.datapaths.vgg import ThrottleableVgg, VggConfig
 
-__all__ = ["PathStage", "fitted_network", "path_fingerprint", "train_path"]
+__all__ = ["PathStage", "path_fingerprint", "train_path"]
 
 CHECKPOINT_FOLDER = "checkpoint"
 
@@ -37,23 +36,6 @@ class PathStage:
     was_reused: bool
     forwards: int
     seconds: float
-
-
-def fitted_network(network: VggConfig, images: ImageSet) -> VggConfig:
-    """The network's configuration with as many classes as the images have.
-
-    Raises:
-        DataError: the images' size or channels are not the network's.
-    """
-    wanted = (network.in_channels, network.image_size, network.image_size)
-    if tuple(images.shape) != wanted:
-        raise DataError(
-            f"The network takes images of shape {wanted} (channels, height, width); those of "
-            f"{images.name} are {tuple(images.shape)}. Resize them with --set "
-            f"data.image_size={network.image_size}, or fit the network with --set "
-            f"path.image_size={images.shape[1]} --set path.in_channels={images.shape[0]}."
-        )
-    return replace(network, classes=len(images.classes))
 
 
 def path_fingerprint(network: VggConfig, phase1: Phase1Config, images: ImageSet) -> str:

@@ -17,7 +17,7 @@ DEFAULT_PRESET = "digits"
 
 
 def digits() -> Job:
-    """scikit-learn's 1,797 handwritten digits, 8x8, on a small VGG-W: no download, about a minute."""
+    """scikit-learn's 1,797 handwritten digits on a small VGG-W: no download, about a minute."""
     return Job(
         name="digits",
         data=DataConfig(name="digits"),
@@ -39,7 +39,7 @@ def cifar10_vgg() -> Job:
         name="cifar10_vgg",
         data=DataConfig(name="cifar10"),
         path=vgg_d(norm="group"),
-        phase1=Phase1Config(epochs=8, middle_arms=1, augment=True, precision="bfloat16"),
+        phase1=Phase1Config(epochs=6, middle_arms=1, augment=True, precision="bfloat16"),
         reward=RewardConfig(account="net"),
         controller=ControllerConfig(kind="context_head"),
         learn=LearnConfig(),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = ["Stored", "cache_folder", "find", "key_of", "recall", "remember", "st
 
 FORMAT = 1
 _CHUNK = 1 << 24
+_ABANDONED_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def store(cache: Path, plan: Plan, report: Report) -> Stored:
     shape = (plan.count, *plan.shape)
     with _advice(cache):
         made = _make_folders(file.parent)
+        _remove_abandoned(file)
     try:
         with _advice(cache), write_atomically(file) as partial:
             with partial.open("wb+") as opened:
@@ -194,6 +197,13 @@ def _make_folders(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return missing
+
+
+def _remove_abandoned(file: Path) -> None:
+    """What a killed process left of this file a day ago or earlier."""
+    for partial in file.parent.glob(f".{file.name}.*.partial"):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

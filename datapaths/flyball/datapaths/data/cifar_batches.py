@@ -21,7 +21,7 @@ from flyball.datapaths.errors import DataError
 from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.progress import Progress, Report
 
-__all__ = ["CIFAR10_CLASSES", "holds_batches", "plan_batches"]
+__all__ = ["CIFAR10_CLASSES", "CIFAR10_SHAPE", "holds_batches", "plan_batches"]
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -35,13 +35,13 @@ CIFAR10_CLASSES = (
     "ship",
     "truck",
 )
+CIFAR10_SHAPE = (3, 32, 32)
 FOLDER = "cifar-10-batches-py"
 
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _TEST = "test_batch"
 _BATCHES = (*_TRAIN, _TEST)
 _META = "batches.meta"
-_SHAPE = (3, 32, 32)
 
 
 def holds_batches(container: Container) -> bool:
@@ -113,7 +113,7 @@ def plan_batches(
     return Plan(
         classes=CIFAR10_CLASSES,
         parts=parts,
-        shape=resized_shape(*_SHAPE, image_size),
+        shape=resized_shape(*CIFAR10_SHAPE, image_size),
         content=fingerprint_of("cifar batches", digests, limit, image_size),
         read=read,
     )
@@ -152,7 +152,7 @@ def _batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64
     batch = _unpickle(data, where)
     pixels = batch.get(b"data") if isinstance(batch, dict) else None
     labels = batch.get(b"labels") if isinstance(batch, dict) else None
-    width = int(np.prod(_SHAPE))
+    width = int(np.prod(CIFAR10_SHAPE))
     if (
         not isinstance(pixels, np.ndarray)
         or pixels.dtype != np.uint8
@@ -165,7 +165,7 @@ def _batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64
             f"A CIFAR-10 batch holds 'data', n x {width} bytes, and 'labels', n integers in 0 to "
             f"{len(CIFAR10_CLASSES) - 1}; {where} does not. Fetch cifar-10-python.tar.gz again."
         )
-    return pixels.reshape(-1, *_SHAPE), np.asarray(labels, np.int64)
+    return pixels.reshape(-1, *CIFAR10_SHAPE), np.asarray(labels, np.int64)
 
 
 def _check_meta(meta: Any, where: str) -> None:

@@ -6,7 +6,8 @@ beside one `val` is dealt with `train`.
 
 import bisect
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ __all__ = ["plan_class_folders"]
 _TRAIN, _VAL, _TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 _PART_NAMES = (*_TRAIN, *_VAL, *_TEST)
 _EVERY = 500  # images between two reports
+_KEPT_BYTES = 64 << 20  # files that are kept from the survey, so that small sets are read once
 
 Name = tuple[str, ...]
 
@@ -36,6 +38,7 @@ Name = tuple[str, ...]
 class _Image(NamedTuple):
     header: Header
     digest: bytes
+    size: int
 
 
 class _Layout(NamedTuple):
@@ -66,7 +69,7 @@ def plan_class_folders(
             image, parts differ in their classes, a file is no image, or (without `image_size`)
             two images differ in size.
     """
-    images, folders = _survey(container, limit, report)
+    images, folders, kept = _survey(container, limit, report)
     layout = _layout_of(container, images, folders)
     chosen, parts = _choose(container, layout, images, folders, limit)
     if image_size is None:
@@ -79,24 +82,14 @@ def plan_class_folders(
     rows = {name: row for row, name in enumerate(chosen)}
 
     def read(report: Report) -> Pixels:
-        left = set(rows)
+        files = ((name, kept[name]) for name in chosen) if kept else _files(container, set(rows))
         with quiet_pillow():
-            for member in container.members(left.__contains__):
-                if member.data is None:
-                    continue
-                left.discard(member.name)
-                where = _where(container, member.name)
-                pixels = decode(member.data, where, channels=channels, image_size=image_size)
-                done = len(rows) - len(left)
-                if done % _EVERY == 0 or not left:
+            for done, (name, data) in enumerate(files, start=1):
+                where = _where(container, name)
+                pixels = decode(data, where, channels=channels, image_size=image_size)
+                if done % _EVERY == 0 or done == len(rows):
                     report(Progress("decode", done, len(rows)))
-                yield rows[member.name], pixels
-                if not left:
-                    return
-        raise DataError(
-            f"A data set must stay as it is while it is read; {_where(container, min(left))} "
-            "went away. Start again."
-        )
+                yield rows[name], pixels
 
     return Plan(
         classes=layout.classes,
@@ -107,10 +100,25 @@ def plan_class_folders(
     )
 
 
+def _files(container: Container, left: set[Name]) -> Iterator[tuple[Name, bytes]]:
+    """Reads the files in `left`, which is emptied, in the container's order."""
+    for member in container.members(left.__contains__):
+        if member.data is not None:
+            left.discard(member.name)
+            yield member.name, member.data
+        if not left:
+            return
+
+
 def _survey(
     container: Container, limit: int | None, report: Report
-) -> tuple[dict[Name, _Image], set[Name]]:
-    """All images, or with a limit the first by name of each folder; and all folders."""
+) -> tuple[dict[Name, _Image], set[Name], dict[Name, bytes]]:
+    """All images, or with a limit the first by name of each folder; all folders; files kept.
+
+    The files of all images are kept, or, where they are too large together, none.
+    """
+    kept: dict[Name, bytes] = {}
+    kept_bytes: float = 0
     images: dict[Name, _Image] = {}
     folders: set[Name] = set()
     by_folder: dict[Name, list[Name]] = {}
@@ -132,12 +140,19 @@ def _survey(
                     "Pack it again."
                 )
             header = header_of(member.data, where)
-            images[member.name] = _Image(header, hashlib.sha256(member.data).digest())
+            size = len(member.data)
+            images[member.name] = _Image(header, hashlib.sha256(member.data).digest(), size)
+            kept_bytes += size
+            kept[member.name] = member.data
             if limit is not None:
                 first = by_folder.setdefault(member.name[:-1], [])
                 bisect.insort(first, member.name)
                 if len(first) > limit:
-                    del images[first.pop()]
+                    kept_bytes -= images.pop(first[-1]).size
+                    kept.pop(first.pop(), None)
+            if kept_bytes > _KEPT_BYTES:
+                kept_bytes = math.inf
+                kept.clear()
             if len(images) % _EVERY == 0:
                 report(Progress("survey", min(member.position, container.size), container.size))
     report(Progress("survey", container.size, container.size, f"{len(images)} images"))
@@ -146,7 +161,7 @@ def _survey(
             f"A data set holds images ({', '.join(SUFFIXES)}); {container.path} has none. "
             "Name another folder or archive with --set data.root=FILE."
         )
-    return images, folders
+    return images, folders, kept
 
 
 def _layout_of(container: Container, images: Iterable[Name], folders: Iterable[Name]) -> _Layout:

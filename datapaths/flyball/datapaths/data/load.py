@@ -10,6 +10,7 @@ from PIL import Image
 from flyball.datapaths.data.cache import cache_folder, key_of, recall, remember, store
 from flyball.datapaths.data.cifar_batches import (
     CIFAR10_CLASSES,
+    CIFAR10_SHAPE,
     holds_batches,
     plan_batches,
 )
@@ -113,16 +114,23 @@ def _plan_of(container: Container, config: DataConfig, report: Report) -> Plan:
     plan = plan_class_folders(
         container, image_size=config.image_size, limit=config.limit, report=report
     )
-    return _checked_cifar10(plan, container) if config.name == "cifar10" else plan
+    if config.name == "cifar10":
+        _check_cifar10(plan, container, config)
+    return plan
 
 
-def _checked_cifar10(plan: Plan, container: Container) -> Plan:
+def _check_cifar10(plan: Plan, container: Container, config: DataConfig) -> None:
     if plan.classes != CIFAR10_CLASSES:
         raise DataError(
             f"CIFAR-10's classes are {', '.join(CIFAR10_CLASSES)}; {container.path} has "
             f"{', '.join(plan.classes)}. Give --set data.name=folder for a data set of your own."
         )
-    return plan
+    if config.image_size is None and plan.shape != CIFAR10_SHAPE:
+        sizes = ["x".join(str(side) for side in shape) for shape in (CIFAR10_SHAPE, plan.shape)]
+        raise DataError(
+            f"CIFAR-10's images are {sizes[0]}; those of {container.path} are {sizes[1]}. "
+            "Resize them with --set data.image_size=32, or give --set data.name=folder."
+        )
 
 
 def _deal_parts(

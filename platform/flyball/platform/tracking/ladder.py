@@ -1,4 +1,4 @@
-"""An evaluation as MLflow's views want it: figures, a curve, a table; pure functions of its JSON."""
+"""An evaluation as MLflow views show it: figures, a curve, a table; pure functions of its JSON."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,0 +1,119 @@
+"""The batch EnvRunner: plays a vector environment in columns, without an object per episode.
+
+B environments, K arms.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.metrics import (
+    EPISODE_RETURN_MAX,
+    EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
+    RLMODULE_INFERENCE_TIMER,
+)
+
+from flyball.controllers.estimators import behaviour, sample_arms
+from flyball.datapaths.errors import NotFinite
+
+__all__ = ["BatchEnvRunner", "Drawn", "draw"]
+
+Columns_ = dict[str, np.ndarray[Any, Any]]
+Drawn = tuple[int, Columns_ | NotFinite, Any]
+"""(worker, columns of samples or what stopped them, metrics)."""
+
+
+class BatchEnvRunner(SingleAgentEnvRunner):
+    """Samples in whole batches; evaluation stays RLlib's own, episode by episode.
+
+    It has no state of its own: what it draws follows from the seed, the worker, and how many
+    samples the algorithm has, so a worker that was lost and replaced goes on where it should.
+    """
+
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool = True,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> Any:
+        if self.config.in_evaluation or random_actions:
+            return super()._sample(
+                num_timesteps=num_timesteps,
+                num_episodes=num_episodes,
+                explore=explore,
+                random_actions=random_actions,
+                force_reset=force_reset,
+            )
+        wanted = num_timesteps if num_timesteps is not None else int(num_episodes or 0)
+        done = self.num_env_steps_sampled_lifetime
+        epsilon = self.config.epsilon_after(done) if explore else 0.0
+        seed, generator = self._streams(done)
+        env = self.env.unwrapped
+        batches = []
+        for index in range(-(-wanted // self.num_envs)):
+            seen, _ = env.reset(seed=seed if index == 0 else None)
+            with self.metrics.log_time(RLMODULE_INFERENCE_TIMER):
+                arm, chance = self._choose(seen, epsilon, generator, explore=explore)
+            paid = env.step(arm)[1]
+            batches.append((seen, arm, np.asarray(paid, np.float32), chance))
+        if not batches:
+            return {}
+        names = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.ACTION_PROB)
+        whole = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        columns = dict(zip(names, whole, strict=True))
+        self._log_returns(columns[Columns.REWARDS])
+        return columns
+
+    def _choose(
+        self, seen: Any, epsilon: float, generator: torch.Generator, *, explore: bool
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        observations = torch.from_numpy(np.ascontiguousarray(seen)).to(self._device)
+        forward = self.module.forward_inference({Columns.OBS: observations})
+        with torch.no_grad():
+            policy = torch.softmax(forward[Columns.ACTION_DIST_INPUTS], -1)
+            behaved = behaviour(policy, epsilon)
+            arm = sample_arms(behaved, generator) if explore else policy.argmax(-1, keepdim=True)
+            chance = behaved.gather(1, arm)
+        return arm.squeeze(1).cpu().numpy(), chance.squeeze(1).cpu().numpy()
+
+    def _streams(self, done: int) -> tuple[int, torch.Generator]:
+        entropy = (
+            None
+            if self.config.seed is None
+            else [int(self.config.seed), int(self.worker_index or 0), int(done)]
+        )
+        first, second = np.random.SeedSequence(entropy).generate_state(2)
+        generator = torch.Generator(device=self._device).manual_seed(int(second))
+        return int(first), generator
+
+    def _log_returns(self, rewards: np.ndarray[Any, Any]) -> None:
+        self._increase_sampled_metrics(len(rewards), len(rewards))
+        self.metrics.log_value(EPISODE_RETURN_MEAN, float(rewards.mean()), window=1)
+        self.metrics.log_value(EPISODE_RETURN_MIN, float(rewards.min()), reduce="min", window=1)
+        self.metrics.log_value(EPISODE_RETURN_MAX, float(rewards.max()), reduce="max", window=1)
+
+
+def draw(runner: Any, *, count: int, done: int) -> Drawn:
+    """Lets one runner sample; called on it by the algorithm, here or on another machine.
+
+    A reward that is not finite comes back as a value: RLlib would log an exception of a remote
+    runner, replace the runner and go on.
+
+    Args:
+        runner: a `BatchEnvRunner`.
+        count: samples to draw, at least.
+        done: samples that the algorithm has drawn so far.
+    """
+    runner.num_env_steps_sampled_lifetime = done
+    worker = int(runner.worker_index or 0)
+    try:
+        columns = runner.sample(num_timesteps=count)
+    except NotFinite as error:
+        return worker, error, None
+    return worker, columns, runner.get_metrics()

@@ -1,0 +1,209 @@
+"""What each verb of the `flyball` command does; how it is called is in `cli`."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyball.controllers.evaluate import Evaluation
+from flyball.datapaths.arms import default_arms
+from flyball.datapaths.errors import DataError, InvalidSetting
+from flyball.datapaths.files import read_json
+from flyball.datapaths.splits import TEST
+from flyball.datapaths.tasks import judge
+from flyball.platform.job import Job
+from flyball.platform.overrides import field_names, with_overrides
+from flyball.platform.prepare import prepare
+from flyball.platform.presets import PRESETS, preset
+from flyball.platform.progress_bars import ProgressBars
+from flyball.platform.report import draw_ladder, ladder_table
+from flyball.platform.stages import JobResult, build_outcomes, build_path, run_job
+
+__all__ = [
+    "run_bench",
+    "run_demo",
+    "run_evaluate",
+    "run_models",
+    "run_outcomes",
+    "run_path",
+    "run_presets",
+    "run_report",
+    "run_serve",
+    "run_train",
+]
+
+
+def run_presets(options: argparse.Namespace) -> int:
+    """Lists the presets with what they are, or every field of one with its value."""
+    if options.preset is None:
+        rows = {name: _first_line(make.__doc__) for name, make in PRESETS.items()}
+        _print(options, rows, [f"{name:<14} {purpose}" for name, purpose in rows.items()])
+    else:
+        fields = field_names(preset(options.preset))
+        _print(options, fields, [f"{name:<32} {value}" for name, value in fields.items()])
+    return 0
+
+
+def run_path(options: argparse.Namespace) -> int:
+    """Phase 1 alone; prints the accuracy of every arm on controller_val."""
+    job = _job(options)
+    with ProgressBars(is_quiet=options.json) as bars:
+        ready = prepare(job, report=bars)
+        stage = build_path(ready, report=bars)
+    path = stage.path.with_arms(job.arms)
+    rows = ready.images.rows("controller_val")
+    import torch
+
+    images = torch.from_numpy(np.asarray(ready.images.images[rows])).float() / 255.0
+    labels = torch.from_numpy(np.asarray(ready.images.labels[rows]))
+    found = [float(judge(path(images, u).output, labels).correct.mean()) for u in path.arms]
+    values = {
+        "folder": str(stage.folder),
+        "fingerprint": path.fingerprint,
+        "was_reused": stage.was_reused,
+        "forwards": stage.forwards,
+        "arms": path.arms,
+        "controller_val_accuracy": found,
+        "macs": path.arm_macs,
+    }
+    lines = [f"Data path {path.fingerprint} in {stage.folder}" + _reused(stage.was_reused)]
+    lines += [f"{'u':>6} {'accuracy':>9} {'MACs':>14} {'throttle ratio':>15}"]
+    lines += [
+        f"{u:>6.2f} {accuracy:>9.4f} {macs:>14,} {macs / path.full_macs:>15.4f}"
+        for u, accuracy, macs in zip(path.arms, found, path.arm_macs, strict=True)
+    ]
+    _print(options, values, lines)
+    return 0
+
+
+def run_outcomes(options: argparse.Namespace) -> int:
+    """Data path and atlas; prints where they are and what they took."""
+    job = _job(options)
+    if options.arms is not None:
+        job = replace(job, arms=default_arms(options.arms))
+    with ProgressBars(is_quiet=options.json) as bars:
+        ready = prepare(job, report=bars)
+        path = build_path(ready, report=bars).path.with_arms(job.arms)
+        stage = build_outcomes(ready, path, report=bars)
+    header = stage.atlas.header
+    values = {
+        "folder": str(stage.folder),
+        "fingerprint": header.fingerprint,
+        "was_reused": stage.was_reused,
+        "forwards": stage.forwards,
+        "rows": stage.atlas.split_sizes(),
+        "arms": stage.atlas.arms,
+    }
+    sizes = ", ".join(f"{name} {size:,}" for name, size in stage.atlas.split_sizes().items())
+    lines = [
+        f"Outcome atlas {header.fingerprint} in {stage.folder}" + _reused(stage.was_reused),
+        f"{len(stage.atlas.arms)} arms, rows: {sizes}; {stage.forwards:,} data-path forwards now",
+    ]
+    _print(options, values, lines)
+    return 0
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """The main job; ends with the ladder, the picture, the run and the model version."""
+    start = time.monotonic()
+    with ProgressBars(is_quiet=options.json) as bars:
+        result = run_job(_job(options), report=bars, tell=None if options.json else _tell)
+    if options.json:
+        print(json.dumps(_result_values(result), indent=1))
+        return 0
+    version = result.published.version
+    passes = " + ".join(f"{count:,} ({name})" for name, count in result.forwards.items())
+    for line in (
+        "",
+        ladder_table(result.evaluation),
+        "",
+        f"Picture        {result.picture}",
+        f"MLflow run     {result.published.link}",
+        f"Model          {version.name} version {version.version}, alias {version.alias}"
+        + ("" if version.is_new else " (was registered already)"),
+        f"Forwards       {passes} data-path forwards in this run",
+        "Reused         "
+        + (", ".join(f"{k} from {v}" for k, v in result.reused.items()) or "nothing"),
+        f"Time           {time.monotonic() - start:.1f} s ("
+        + ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+        + ")",
+    ):
+        print(line)
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """The ladder again; whatever of the job is not there yet is made first."""
+    return run_train(options)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Prints the ladder of the newest finished job of a preset, and draws its picture again."""
+    job = _job(options)
+    folder = _newest_job(job)
+    evaluation = Evaluation.from_json(read_json(folder / "evaluation.json"))
+    draw_ladder(evaluation, folder / "ladder.png")
+    values = {"folder": str(folder), "evaluation": evaluation.to_json()}
+    _print(
+        options, values, [ladder_table(evaluation), "", f"Picture        {folder / 'ladder.png'}"]
+    )
+    return 0
+
+
+def _job(options: argparse.Namespace) -> Job:
+    return with_overrides(preset(options.preset), options.settings)
+
+
+def _newest_job(job: Job) -> Path:
+    jobs = Path(job.storage.root) / "jobs"
+    found = sorted(jobs.glob(f"{job.name}-*/evaluation.json"), key=lambda f: f.stat().st_mtime)
+    if not found:
+        raise DataError(
+            f"There is no finished job of {job.name!r} under {jobs}. "
+            f"Run `flyball train {job.name}` first."
+        )
+    return found[-1].parent
+
+
+def _result_values(result: JobResult) -> dict[str, Any]:
+    version = result.published.version
+    return {
+        "evaluation": result.evaluation.to_json(),
+        "folder": str(result.folder),
+        "picture": str(result.picture),
+        "run": {"id": result.published.run_id, "link": result.published.link},
+        "model": {
+            "name": version.name,
+            "version": version.version,
+            "alias": version.alias,
+            "is_new": version.is_new,
+        },
+        "forwards": result.forwards,
+        "reused": result.reused,
+        "seconds": result.seconds,
+    }
+
+
+def _print(options: argparse.Namespace, values: Any, lines: list[str]) -> None:
+    print(json.dumps(values, indent=1, default=str) if options.json else "\n".join(lines))
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def _reused(was_reused: bool) -> str:
+    return " (reused)" if was_reused else ""
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]
+
+
+_ = (os, sys, InvalidSetting, TEST)

@@ -1,0 +1,89 @@
+"""Everything a user can get wrong, checked before a job starts; nothing is written here."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from flyball.datapaths.data import ImageSet, load_images
+from flyball.datapaths.errors import DataError, InvalidSetting
+from flyball.datapaths.progress import Report, silent
+from flyball.datapaths.splits import SPLITS
+from flyball.datapaths.vgg import VggConfig
+from flyball.platform.cluster import check_ray_address
+from flyball.platform.job import Job
+from flyball.platform.run_folder import RunFolder, check_storage
+from flyball.platform.tracking import check_tracking
+
+__all__ = ["Prepared", "fitted_network", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can start: every input was read and checked, and nothing was written.
+
+    Attributes:
+        job: with its device resolved.
+        images: all four splits.
+        network: the data path's structure, fitted to the images.
+        runs: the run folder.
+        ray_address: of a running cluster that answered; None starts Ray here.
+    """
+
+    job: Job
+    images: ImageSet
+    network: VggConfig
+    runs: RunFolder
+    ray_address: str | None
+
+
+def prepare(job: Job, *, report: Report = silent) -> Prepared:
+    """Checks storage, tracking, cluster, device, images and network, in this order.
+
+    Decoded images may enter the user's cache; the run folder stays as it is.
+
+    Raises:
+        BadInput: whatever cannot be used; the command line ends with exit code 2.
+    """
+    runs = check_storage(Path(job.storage.root), least_free_mb=job.storage.least_free_mb)
+    check_tracking(job.tracking.uri, runs.root)
+    address = check_ray_address(job.compute.ray_address)
+    device = _device(job.compute.device)
+    images = load_images(job.data, report=report)
+    network = fitted_network(job.path, images)
+    for split in SPLITS:
+        if not len(images.rows(split)):
+            raise DataError(
+                f"Every split needs images, and {split} has none. Give it a share with "
+                "--set data.fractions=0.5,0.25,0.1,0.15."
+            )
+    ready = replace(job, compute=replace(job.compute, device=device))
+    return Prepared(ready, images, network, runs, address)
+
+
+def fitted_network(network: VggConfig, images: ImageSet) -> VggConfig:
+    """The network's configuration with as many classes as the images have.
+
+    Raises:
+        DataError: the images' size or channels are not the network's.
+    """
+    wanted = (network.in_channels, network.image_size, network.image_size)
+    if images.shape != wanted:
+        raise DataError(
+            f"The network takes images of shape {wanted} (channels, height, width); those of "
+            f"{images.name} are {images.shape}. Resize them with --set "
+            f"data.image_size={network.image_size}, or fit the network with --set "
+            f"path.image_size={images.shape[1]} --set path.in_channels={images.shape[0]}."
+        )
+    return replace(network, classes=len(images.classes))
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidSetting(
+            f"compute.device is {asked!r}, and torch sees no CUDA device here. "
+            "Leave it out, or set --set compute.device=cpu."
+        )
+    return asked
