@@ -150,14 +150,26 @@ class BestByValidation:
         self._between = math.ceil(updates / looks)
         self._batch_size = batch_size
         self._curve: list[CurvePoint] = []
+        self._looked = 0
         self._looks: list[tuple[int, float]] = []
         self._best: tuple[int, float, dict[str, Tensor]] | None = None
 
+    @property
+    def updates(self) -> int:
+        """Updates made so far."""
+        return self._curve[-1][0] if self._curve else 0
+
+    @property
+    def looks(self) -> int:
+        """Looks at the table so far, counted whether there is a table or not."""
+        return self._looked
+
     def note(self, point: CurvePoint, network: Callable[[], nn.Module]) -> None:
         """Takes a point of the curve; calls `network()` for the policy if a look is due."""
-        before = self._curve[-1][0] if self._curve else 0
+        before = self.updates
         self._curve.append(point)
         is_due = point[0] // self._between > before // self._between or point[0] >= self._updates
+        self._looked += is_due
         if self._table is None or not is_due:
             return
         policy = network()
@@ -189,9 +201,10 @@ class BestByValidation:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to continue, as plain values and tensors."""
-        return {"curve": self._curve, "looks": self._looks, "best": self._best}
+        curve, looks = list(self._curve), list(self._looks)
+        return {"curve": curve, "looked": self._looked, "looks": looks, "best": self._best}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from what `state` gave."""
         self._curve, self._looks = list(state["curve"]), list(state["looks"])
-        self._best = state["best"]
+        self._looked, self._best = state["looked"], state["best"]

@@ -51,7 +51,8 @@ def write_atomically(file: Path) -> Iterator[Path]:
             "Free some space, or name a folder that you may write with --set storage.root=FOLDER."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json(file: Path, value: Any) -> None:

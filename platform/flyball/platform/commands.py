@@ -2,28 +2,31 @@
 
 import argparse
 import json
-import os
-import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from flyball.platform.report import draw_ladder, ladder_table
+from flyball.platform.tracking.serving import serve_model
 
 from flyball.controllers.evaluate import Evaluation
 from flyball.datapaths.arms import default_arms
+from flyball.datapaths.data import load_images
 from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.files import read_json
-from flyball.datapaths.splits import TEST
+from flyball.datapaths.splits import CONTROLLER_VAL, TEST
 from flyball.datapaths.tasks import judge
 from flyball.platform.job import Job
 from flyball.platform.overrides import field_names, with_overrides
 from flyball.platform.prepare import prepare
 from flyball.platform.presets import PRESETS, preset
 from flyball.platform.progress_bars import ProgressBars
-from flyball.platform.report import draw_ladder, ladder_table
 from flyball.platform.stages import JobResult, build_outcomes, build_path, run_job
+from flyball.platform.tracking import Tracking, open_tracking
+from flyball.platform.tracking.registry import list_versions, load_governor
 
 __all__ = [
     "run_bench",
@@ -57,9 +60,7 @@ def run_path(options: argparse.Namespace) -> int:
         ready = prepare(job, report=bars)
         stage = build_path(ready, report=bars)
     path = stage.path.with_arms(job.arms)
-    rows = ready.images.rows("controller_val")
-    import torch
-
+    rows = ready.images.rows(CONTROLLER_VAL)
     images = torch.from_numpy(np.asarray(ready.images.images[rows])).float() / 255.0
     labels = torch.from_numpy(np.asarray(ready.images.labels[rows]))
     found = [float(judge(path(images, u).output, labels).correct.mean()) for u in path.arms]
@@ -156,6 +157,89 @@ def run_report(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_models(options: argparse.Namespace) -> int:
+    """Lists the registered versions of a preset's governor, newest first."""
+    job = _job(options)
+    versions = list_versions(_tracking(job), job.model_name)
+    lines = [f"{job.model_name}: {len(versions)} versions"]
+    lines += [
+        f"  version {v.version:>3}  {', '.join(v.aliases) or '-':<22} "
+        + ", ".join(f"{name} {text}" for name, text in sorted(v.figures.items()))
+        for v in versions
+    ]
+    _print(options, [asdict(version) for version in versions], lines)
+    return 0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Answers some test images with a registered governor: class, u and cost of each."""
+    job = _job(options)
+    if options.count < 1:
+        raise InvalidSetting(f"--count is at least 1, not {options.count}.")
+    tracking = _tracking(job)
+    governor = load_governor(tracking, job.model_name, _alias(options, tracking, job))
+    images = load_images(job.data)
+    rows = images.rows(TEST)[: options.count]
+    pixels = np.asarray(images.images[rows]).astype(np.float32) / np.float32(255)
+    given = governor.predict(pixels, options.budget)
+    truth = [images.classes[label] for label in images.labels[rows]]
+    full = governor.path.full_macs
+    lines = [f"{'image':>6}  {'truth':<12} {'answer':<12} {'sure':>5} {'u':>5} {'net ratio':>9}"]
+    lines += [
+        f"{row:>6}  {true:<12} {label:<12} {confidence:>5.2f} {u:>5.2f} {macs / full:>9.3f}"
+        for row, true, label, confidence, u, macs in zip(
+            rows,
+            truth,
+            given.label,
+            given.confidence,
+            given.utilization,
+            given.macs,
+            strict=True,
+        )
+    ]
+    right = sum(true == label for true, label in zip(truth, given.label, strict=True))
+    ratio = float(given.macs.mean()) / full
+    lines.append(f"{right} of {len(rows)} right at a mean net throttle ratio of {ratio:.3f}")
+    values = {name: np.asarray(column).tolist() for name, column in given.columns().items()}
+    _print(options, {**values, "truth": truth, "row": rows.tolist()}, lines)
+    return 0
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Serves a registered governor over HTTP on loopback until it is interrupted."""
+    job = _job(options)
+    tracking = _tracking(job)
+    alias = _alias(options, tracking, job)
+    _tell(
+        f"Serving {job.model_name}@{alias} on http://127.0.0.1:{options.port}/invocations "
+        '(POST {"inputs": IMAGES}); end it with Ctrl-C.'
+    )
+    return serve_model(tracking, job.model_name, alias, port=options.port)
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Benchmarks: `training` compares the ways to train a controller, in CPU time."""
+    from flyball.platform.bench_training import bench_table, run_bench_training
+
+    rows = run_bench_training(report=None if options.json else _tell)
+    _print(options, [asdict(row) for row in rows], bench_table(rows).splitlines())
+    return 0
+
+
+def _tracking(job: Job) -> Tracking:
+    return open_tracking(
+        job.tracking.uri, Path(job.storage.root), experiment=job.tracking.experiment
+    )
+
+
+def _alias(options: argparse.Namespace, tracking: Tracking, job: Job) -> str:
+    """The alias asked for, else champion where there is one, else challenger."""
+    if options.alias:
+        return str(options.alias)
+    taken = {alias for v in list_versions(tracking, job.model_name) for alias in v.aliases}
+    return "champion" if "champion" in taken else "challenger"
+
+
 def _job(options: argparse.Namespace) -> Job:
     return with_overrides(preset(options.preset), options.settings)
 
@@ -204,6 +288,3 @@ def _reused(was_reused: bool) -> str:
 
 def _first_line(text: str | None) -> str:
     return (text or "").strip().splitlines()[0]
-
-
-_ = (os, sys, InvalidSetting, TEST)

@@ -4,5 +4,14 @@
 """
 
 from flyball.controllers.rllib.algorithm import ThrottleBandit, ThrottleBanditConfig
+from flyball.controllers.rllib.learn import Workers, learn_rllib
+from flyball.controllers.rllib.stock import dqn_config, ppo_config
 
-__all__ = ["ThrottleBandit", "ThrottleBanditConfig"]
+__all__ = [
+    "ThrottleBandit",
+    "ThrottleBanditConfig",
+    "Workers",
+    "dqn_config",
+    "learn_rllib",
+    "ppo_config",
+]

@@ -13,10 +13,10 @@ from flyball.controllers.learned import BanditTable
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.splits import CONTROLLER_TRAIN, split_code
-from flyball.envs.observations import observations
+from flyball.envs.observations import ObservationKind, observations
 from flyball.envs.reward import reward_from, reward_table
 
-__all__ = ["check_plain", "count_rows", "open_table"]
+__all__ = ["check_plain", "count_rows", "describe_table", "has_table", "open_table"]
 
 PLAIN = (str, int, float, bool, Path, type(None))
 
@@ -52,6 +52,20 @@ def count_rows(env_config: Mapping[str, Any]) -> int:
     atlas = _open_atlas(env_config)
     split = _split(env_config)
     return len(atlas) if split is None else int(np.sum(atlas.split == split_code(split)))
+
+
+def describe_table(
+    atlas_folder: Path | str, images_file: Path | str | None, observation: ObservationKind
+) -> tuple[int, tuple[int, ...], str]:
+    """Arms, the shape of one observation, and the atlas's fingerprint, without reading the table.
+
+    Raises:
+        BadInput: the atlas or the images cannot be used, or do not give such observations.
+    """
+    atlas = OutcomeAtlas.open(atlas_folder)
+    few = atlas.rows(np.arange(min(1, len(atlas))))
+    shape = observations(few, images_file, observation).shape[1:]
+    return len(atlas.arms), shape, atlas.header.fingerprint
 
 
 def has_table(env_config: Mapping[str, Any]) -> bool:

@@ -80,9 +80,10 @@ def plan_class_folders(
     for name in chosen:
         content.update(images[name].digest)
     rows = {name: row for row, name in enumerate(chosen)}
+    digests = {name: images[name].digest for name in chosen}
 
     def read(report: Report) -> Pixels:
-        files = ((name, kept[name]) for name in chosen) if kept else _files(container, set(rows))
+        files = ((name, kept[name]) for name in chosen) if kept else _files(container, digests)
         with quiet_pillow():
             for done, (name, data) in enumerate(files, start=1):
                 where = _where(container, name)
@@ -100,10 +101,16 @@ def plan_class_folders(
     )
 
 
-def _files(container: Container, left: set[Name]) -> Iterator[tuple[Name, bytes]]:
-    """Reads the files in `left`, which is emptied, in the container's order."""
+def _files(container: Container, digests: dict[Name, bytes]) -> Iterator[tuple[Name, bytes]]:
+    """Reads the files of those names in the container's order, if they are as they were."""
+    left = set(digests)
     for member in container.members(left.__contains__):
         if member.data is not None:
+            if hashlib.sha256(member.data).digest() != digests[member.name]:
+                raise DataError(
+                    "A data set must stay as it is while it is read; "
+                    f"{_where(container, member.name)} changed. Start again."
+                )
             left.discard(member.name)
             yield member.name, member.data
         if not left:

@@ -126,7 +126,8 @@ def told_plainly(address: Address, doing: str) -> Iterator[None]:
         raise
     except (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
         said = _first_line(error)
-        if address.artifacts is not None:
+        is_local = address.database is not None or isinstance(error, OSError)
+        if address.artifacts is not None and is_local:
             raise StorageError(
                 f"{doing} in {address.shown} failed: {said}. Look whether "
                 f"{address.artifacts.parent} has room and may be written, then run again: "

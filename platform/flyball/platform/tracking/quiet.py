@@ -12,12 +12,13 @@ __all__ = ["borrowed_environment", "quiet", "set_defaults"]
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _CHATTERERS = ("mlflow", "alembic", "urllib3.connectionpool")
 
 
 def set_defaults() -> None:
-    """Switches off MLflow's usage statistics and its upload bars, unless the user chose."""
+    """Switches off usage statistics, upload bars and printed links, unless the user chose."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 

@@ -23,7 +23,7 @@ from mlflow.models import Model
 from flyball.controllers.export import HEADER_FILE
 from flyball.datapaths.errors import CorruptArtifact, InvalidSetting, unknown_name
 from flyball.datapaths.files import fingerprint_of
-from flyball.platform.governor import CONTROLLER_FOLDER, PATH_FOLDER, Governor
+from flyball.platform.governor import CONTROLLER_FOLDER, Governor
 from flyball.platform.tracking import model_code
 from flyball.platform.tracking.address import told_plainly
 from flyball.platform.tracking.quiet import borrowed_environment

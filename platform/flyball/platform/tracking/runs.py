@@ -22,7 +22,7 @@ from mlflow.utils.validation import (
 from flyball.datapaths.errors import StorageError
 from flyball.platform.tracking.address import Address, connect, resolve_address, told_plainly
 from flyball.platform.tracking.entries import flat_params, metric_name
-from flyball.platform.tracking.ladder import ladder_curve, ladder_summary, ladder_table
+from flyball.platform.tracking.ladder import ladder_curves, ladder_summary, ladder_table
 
 __all__ = ["JOB_TAG", "RunHandle", "Status", "Tracking", "open_tracking"]
 
@@ -127,11 +127,10 @@ class Tracking:
         )
 
     def _runs_of(self, key: str) -> list[Run]:
-        escaped = key.replace("'", "")
         return list(
             self.client.search_runs(
                 [self.experiment_id],
-                filter_string=f"tags.`{JOB_TAG}` = '{escaped}'",
+                filter_string=f"tags.`{JOB_TAG}` = '{key}'",
                 order_by=["attributes.start_time DESC"],
                 max_results=1,
             )
@@ -201,12 +200,13 @@ class RunHandle:
 
         `summary/*` figures are for parallel coordinates, `val/accuracy_at_utilization` with step =
         percent lays the curves of runs over each other, and the table view shows every rung.
+        A run that was taken up again and evaluated again keeps the later table.
 
         Args:
             evaluation: what `Evaluation.to_json` of `controllers.evaluate` gives.
         """
         self.log_metrics(ladder_summary(evaluation))
-        self.log_curve(ladder_curve(evaluation))
+        self.log_curve(ladder_curves(evaluation))
         self.log_table(ladder_table(evaluation), _LADDER_FILE)
 
     def log_table(self, columns: Mapping[str, list[Any]], name: str) -> None:
