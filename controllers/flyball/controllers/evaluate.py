@@ -48,7 +48,7 @@ class EvaluationConfig:
     bootstrap: int = 1000
     seed: int = 0
     confidence_level: float = 0.95
-    budgets: int = 12
+    budgets: int = 16
 
     def __post_init__(self) -> None:
         if self.bootstrap < 1 or self.budgets < 0:

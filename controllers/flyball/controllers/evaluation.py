@@ -14,6 +14,9 @@ __all__ = ["Choices", "Evaluation", "Rung"]
 
 FORMAT = 1
 
+_ROUNDING = 1e-9
+"""A gain below this is the rounding of equal figures, not a gain."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -116,12 +119,12 @@ class Evaluation:
     @property
     def beats_static(self) -> bool:
         """The gain over the static mixture on controller_val is positive beyond chance."""
-        return self.gain_over_static[CONTROLLER_VAL].low > 0.0
+        return self.gain_over_static[CONTROLLER_VAL].low > _ROUNDING
 
     @property
     def dominated(self) -> bool:
         """A static mixture of the same net cost does as well or better on controller_val."""
-        return self.gain_over_static[CONTROLLER_VAL].mean <= 0.0
+        return self.gain_over_static[CONTROLLER_VAL].mean <= _ROUNDING
 
     def rung(self, name: str, split: str = TEST) -> Rung:
         """One rung by name.

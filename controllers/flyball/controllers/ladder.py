@@ -108,9 +108,14 @@ def ladder(
 def budget_curve(
     subject: Subject, calibration: Calibration, points: int
 ) -> dict[str, tuple[base.Outcomes, str]]:
-    """The learned controller at budgets spread between its cheapest and its dearest arm."""
+    """The learned controller at budgets between its cheapest and its dearest arm.
+
+    Spread evenly in the root of the cost, as the arms about are.
+    """
     curve = {}
-    for budget in np.linspace(calibration.budgets[0], calibration.budgets[-1], points):
+    lowest, highest = calibration.budgets[0], calibration.budgets[-1]
+    budgets = np.linspace(np.sqrt(lowest), np.sqrt(highest), points) ** 2
+    for budget in np.clip(budgets, lowest, highest):
         price = calibration.price(float(budget))
         chosen = priced_choice(subject.propensities, calibration.ratios, price)
         policy = base.of_choice(chosen, len(subject.atlas.arms))

@@ -38,6 +38,7 @@ __all__ = [
     "learn_plain",
     "make_optimizer",
     "paper_settings",
+    "run_updates",
     "watch_validation",
 ]
 
@@ -177,25 +178,46 @@ def learn_plain(
     updates = 0
     while updates < config.updates:
         count = min(config.updates_per_iteration, config.updates - updates)
-        drawn = torch.from_numpy(rows.integers(len(table), size=count * config.batch_size))
-        epsilon = config.epsilon(updates * config.batch_size)
-        for index in drawn.view(count, config.batch_size):
-            loss, reward, entropy = bandit_loss(
-                network(observations[index]),
-                rewards[index],
-                config.estimator,
-                epsilon=epsilon,
-                entropy_weight=config.entropy,
-                generator=arms,
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            log.add(loss, reward, entropy)
+        drawn = torch.from_numpy(rows.integers(len(table), size=(count, config.batch_size)))
+        run_updates(
+            network,
+            optimizer,
+            ((observations[row], rewards[row]) for row in drawn),
+            config,
+            epsilon=config.epsilon(updates * config.batch_size),
+            generator=arms,
+            log=log,
+        )
         updates += count
         best.note(log.finish(updates), lambda: network)
         report(Progress(STAGE, updates, config.updates, values=best.figures()))
     return best.learned(network)
+
+
+def run_updates(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    config: LearnConfig,
+    *,
+    epsilon: float,
+    generator: torch.Generator,
+    log: UpdateLog,
+) -> None:
+    """One gradient step for each batch of observations (B, ...) and all rewards (B, K)."""
+    for observations, rewards in batches:
+        loss, reward, entropy = bandit_loss(
+            network(observations),
+            rewards,
+            config.estimator,
+            epsilon=epsilon,
+            entropy_weight=config.entropy,
+            generator=generator,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        log.add(loss, reward, entropy)
 
 
 def bandit_loss(

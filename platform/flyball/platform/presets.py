@@ -20,12 +20,12 @@ def digits() -> Job:
     """scikit-learn's 1,797 handwritten digits on a small VGG-W: no download, about a minute."""
     return Job(
         name="digits",
-        data=DataConfig(name="digits"),
-        path=small_vgg(in_channels=1, image_size=8),
+        data=DataConfig(name="digits", fractions=(0.4, 0.25, 0.15, 0.2)),
+        path=small_vgg(stages=((16,), (32,)), hidden=64, in_channels=1, image_size=8),
         phase1=Phase1Config(epochs=20, batch_size=64),
         reward=RewardConfig(account="net"),
         controller=ControllerConfig(kind="context_head"),
-        learn=LearnConfig(),
+        learn=LearnConfig(updates=1000),
     )
 
 

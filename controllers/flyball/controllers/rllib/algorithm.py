@@ -8,10 +8,11 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.from_config import NotProvided
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
@@ -30,12 +31,14 @@ from flyball.controllers.rllib.modules import PolicyModule, module_spec
 from flyball.controllers.rllib.runner import BatchEnvRunner, draw
 from flyball.controllers.rllib.tables import check_plain, count_rows
 from flyball.datapaths.errors import FlyballError, InvalidSetting, NotFinite, unknown_name
-from flyball.envs import ENVIRONMENT_IDS, ThrottleBandit as BanditEnv, ThrottleBanditVector
+from flyball.envs import ENVIRONMENT_IDS, ThrottleBanditVector
+from flyball.envs import ThrottleBandit as BanditEnv
 
 __all__ = ["Sampler", "ThrottleBandit", "ThrottleBanditConfig"]
 
 Sampler = Literal["atlas", "runner"]
 STATE = "throttle_bandit"
+UNSET: Any = NotProvided
 
 
 class ThrottleBanditConfig(AlgorithmConfig):
@@ -71,15 +74,15 @@ class ThrottleBanditConfig(AlgorithmConfig):
         self.num_env_runners = 0
         self.num_envs_per_env_runner = 512
         self.gym_env_vectorize_mode = "vector_entry_point"
-        self.env_runner_cls = BatchEnvRunner
+        self.env_runner_cls: Any = BatchEnvRunner
         self.restart_failed_env_runners = True
         # RLlib would replace a gradient that is not finite by zeros and go on; ours stops the
         # run instead, so the check is left out.
         self.torch_skip_nan_gradients = True
         self._dont_auto_sync_env_runner_states = True
-        self.evaluation(evaluation_config=AlgorithmConfig.overrides(explore=False))
+        self.evaluation(evaluation_config={"explore": False})
 
-    def environment(self, env: Any = NotProvided, **kwargs: Any) -> Self:
+    def environment(self, env: Any = UNSET, **kwargs: Any) -> Self:
         """RLlib's `environment`; takes an id, or Flyball's environment classes themselves."""
         if isinstance(env, type) and issubclass(env, BanditEnv | ThrottleBanditVector):
             env = ENVIRONMENT_IDS[0]
@@ -89,17 +92,17 @@ class ThrottleBanditConfig(AlgorithmConfig):
     def training(
         self,
         *,
-        sampler: Sampler = NotProvided,
-        estimator: Estimator = NotProvided,
-        updates_per_iteration: int = NotProvided,
-        max_updates: int | None = NotProvided,
-        entropy_coeff: float = NotProvided,
-        epsilon_start: float = NotProvided,
-        epsilon_end: float = NotProvided,
-        epsilon_timesteps: int = NotProvided,
-        optimizer_name: OptimizerName = NotProvided,
-        weight_decay: float = NotProvided,
-        controller: ControllerConfig | Mapping[str, Any] | None = NotProvided,
+        sampler: Sampler = UNSET,
+        estimator: Estimator = UNSET,
+        updates_per_iteration: int = UNSET,
+        max_updates: int | None = UNSET,
+        entropy_coeff: float = UNSET,
+        epsilon_start: float = UNSET,
+        epsilon_end: float = UNSET,
+        epsilon_timesteps: int = UNSET,
+        optimizer_name: OptimizerName = UNSET,
+        weight_decay: float = UNSET,
+        controller: ControllerConfig | Mapping[str, Any] | None = UNSET,
         **kwargs: Any,
     ) -> Self:
         """Sets how it learns; all further arguments are RLlib's.
@@ -134,7 +137,7 @@ class ThrottleBanditConfig(AlgorithmConfig):
             "controller": controller,
         }
         for name, value in given.items():
-            if value is not NotProvided:
+            if value is not UNSET:
                 setattr(self, name, value)
         if isinstance(self.controller, Mapping):
             self.controller = ControllerConfig(**self.controller)
@@ -186,6 +189,10 @@ class ThrottleBandit(Algorithm):
     """Learns which arm pays in which context, by the gradients of `estimators`."""
 
     config: ThrottleBanditConfig
+    # RLlib declares these as absent until `setup` has run.
+    metrics: Any
+    env_runner_group: Any
+    learner_group: Any
 
     @classmethod
     def get_default_config(cls) -> ThrottleBanditConfig:
@@ -256,7 +263,8 @@ class ThrottleBandit(Algorithm):
             group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
     def _update(self, columns: dict[str, Any], count: int) -> None:
-        batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=count)
+        samples = SampleBatch(columns)  # type: ignore[no-untyped-call]
+        batch = MultiAgentBatch({DEFAULT_MODULE_ID: samples}, env_steps=count)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self._samples, UPDATES: self._updates}
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.learner_group.update(batch=batch, timesteps=timesteps)

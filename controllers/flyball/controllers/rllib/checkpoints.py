@@ -73,7 +73,7 @@ def latest_checkpoint(folder: Path, *, fingerprint: str) -> Path | None:
     return found[-1]
 
 
-def restore_checkpoint(checkpoint: Path, algorithm: Algorithm) -> dict[str, Any]:
+def restore_checkpoint(checkpoint: Path, algorithm: Any) -> dict[str, Any]:
     """Puts RLlib's state into `algorithm` and returns our own record."""
     algorithm.restore_from_path(str((checkpoint / ALGORITHM).resolve()))
     record: dict[str, Any] = _read(checkpoint)["record"]

@@ -116,7 +116,7 @@ def learn_rllib(
         ),
     )
     with local_ray():
-        algorithm = built.build_algo()
+        algorithm: Any = built.build_algo()
         try:
             watch = watch_validation(config, validation)
             _train(algorithm, network, config, watch, checkpoints, report)
@@ -180,7 +180,7 @@ def algorithm_config(
     return built
 
 
-def load_policy(network: nn.Module, algorithm: Algorithm) -> nn.Module:
+def load_policy(network: nn.Module, algorithm: Any) -> nn.Module:
     """Puts the Learner's present weights into a network of its own shape, and returns that."""
     state = algorithm.learner_group.get_weights()[DEFAULT_MODULE_ID]
     weights = {
@@ -229,7 +229,7 @@ class _Checkpoints:
 
 
 def _train(
-    algorithm: Algorithm,
+    algorithm: Any,
     network: nn.Module,
     config: LearnConfig,
     watch: BestByValidation,

@@ -34,6 +34,11 @@ class BanditLearner(TorchLearner):
     so RLlib's own work is paid once an iteration.
     """
 
+    # RLlib declares these as absent until `build` has run.
+    config: Any
+    _module: Any
+    _device: Any
+
     def build(self) -> None:
         """Builds the module and fits its standardisation where an atlas is at hand."""
         super().build()
@@ -50,7 +55,7 @@ class BanditLearner(TorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers the optimizer that the configuration names, under RLlib's schedule."""
-        parameters = self.get_parameters(self._module[module_id])
+        parameters: Any = self.get_parameters(self._module[module_id])
         self.register_optimizer(
             module_id=module_id,
             optimizer=make_optimizer(
@@ -164,6 +169,6 @@ class SampleLearner(BanditLearner):
         else:
             loss = paper_loss(log_policy, arm, reward)
         entropy = entropy_of(log_policy.exp(), log_policy)
-        loss = loss - config.entropy_coeff * entropy
+        loss = loss - float(config.entropy_coeff) * entropy
         self._log.add(loss, reward.mean(), entropy.detach())
         return loss

@@ -36,6 +36,10 @@ class PolicyModule(TorchRLModule):
     """
 
     network: nn.Module
+    # RLlib declares these as absent until its constructor has run.
+    model_config: Any
+    observation_space: Any
+    action_space: Any
 
     def setup(self) -> None:
         """Builds the network from the spaces and `model_config`."""

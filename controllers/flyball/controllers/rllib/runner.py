@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import (
@@ -21,8 +22,7 @@ from flyball.datapaths.errors import NotFinite
 
 __all__ = ["BatchEnvRunner", "Drawn", "draw"]
 
-Columns_ = dict[str, np.ndarray[Any, Any]]
-Drawn = tuple[int, Columns_ | NotFinite, Any]
+Drawn = tuple[int, dict[str, NDArray[Any]] | NotFinite, Any]
 """(worker, columns of samples or what stopped them, metrics)."""
 
 
@@ -32,6 +32,11 @@ class BatchEnvRunner(SingleAgentEnvRunner):
     It has no state of its own: what it draws follows from the seed, the worker, and how many
     samples the algorithm has, so a worker that was lost and replaced goes on where it should.
     """
+
+    # RLlib declares these as absent until its constructor has run.
+    config: Any
+    env: Any
+    module: Any
 
     def _sample(
         self,
@@ -72,7 +77,7 @@ class BatchEnvRunner(SingleAgentEnvRunner):
 
     def _choose(
         self, seen: Any, epsilon: float, generator: torch.Generator, *, explore: bool
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         observations = torch.from_numpy(np.ascontiguousarray(seen)).to(self._device)
         forward = self.module.forward_inference({Columns.OBS: observations})
         with torch.no_grad():
@@ -92,8 +97,8 @@ class BatchEnvRunner(SingleAgentEnvRunner):
         generator = torch.Generator(device=self._device).manual_seed(int(second))
         return int(first), generator
 
-    def _log_returns(self, rewards: np.ndarray[Any, Any]) -> None:
-        self._increase_sampled_metrics(len(rewards), len(rewards))
+    def _log_returns(self, rewards: NDArray[Any]) -> None:
+        self._increase_sampled_metrics(len(rewards), len(rewards))  # type: ignore[no-untyped-call]
         self.metrics.log_value(EPISODE_RETURN_MEAN, float(rewards.mean()), window=1)
         self.metrics.log_value(EPISODE_RETURN_MIN, float(rewards.min()), reduce="min", window=1)
         self.metrics.log_value(EPISODE_RETURN_MAX, float(rewards.max()), reduce="max", window=1)

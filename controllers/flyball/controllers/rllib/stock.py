@@ -44,7 +44,7 @@ def ppo_config(
     check_plain(env_config)
     samples = config.batch_size * config.updates_per_iteration
     built: PPOConfig = (
-        PPOConfig()
+        PPOConfig()  # type: ignore[no-untyped-call]
         .environment(ENVIRONMENT_IDS[0], env_config=dict(env_config))
         .env_runners(
             num_env_runners=0,
@@ -91,7 +91,7 @@ def dqn_config(
         "exploration": [max(config.epsilon_start, 0.5), config.epsilon_end, config.samples]
     }
     built: DQNConfig = (
-        DQNConfig()
+        DQNConfig()  # type: ignore[no-untyped-call]
         .environment(ENVIRONMENT_IDS[0], env_config=dict(env_config))
         .env_runners(
             num_env_runners=0,

@@ -4,6 +4,7 @@ Every write is one synchronous request: MLflow's asynchronous logging can lose p
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from mlflow.utils.validation import (
     MAX_METRICS_PER_BATCH,
     MAX_PARAMS_TAGS_PER_BATCH,
@@ -216,15 +218,17 @@ class RunHandle:
             columns: lists of one length by column.
             name: of the file, ending in .json, with its folder.
         """
+        # MlflowClient.log_table would append to a table of the same name. What it does beside
+        # writing the file is this tag, by which the UI knows a table.
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        entry = {"path": name, "type": "table"}
         with self._told("Recording a table"):
-            folder = name.rpartition("/")[0]
-            there = {file.path for file in self._client.list_artifacts(self.run_id, folder)}
-            if name in there:  # log_table would append to it
-                rows = [list(row) for row in zip(*columns.values(), strict=True)]
-                table = {"columns": list(columns), "data": rows}
-                self._client.log_dict(self.run_id, table, name)
-            else:
-                self._client.log_table(self.run_id, dict(columns), name)
+            self._client.log_dict(self.run_id, {"columns": list(columns), "data": rows}, name)
+            tags = self._client.get_run(self.run_id).data.tags
+            tables = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+            if entry not in tables:
+                text = json.dumps([*tables, entry])
+                self._client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, text)
 
     def log_file(self, file: Path | str, folder: str = "") -> None:
         """Copies a file (a picture, JSON) to the run's files, under `folder`.

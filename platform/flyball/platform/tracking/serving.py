@@ -1,0 +1,48 @@
+"""Serving a registered governor over HTTP: MLflow's own scoring server, on loopback."""
+
+import os
+import subprocess
+import sys
+
+from flyball.datapaths.errors import unknown_name
+from flyball.platform.tracking.registry import list_versions
+from flyball.platform.tracking.runs import Tracking
+
+__all__ = ["serve_command", "serve_model"]
+
+
+def serve_command(tracking: Tracking, name: str, alias: str, *, port: int) -> list[str]:
+    """The command that serves a registered model in this environment.
+
+    Raises:
+        UnknownName: no version of the model has the alias.
+    """
+    aliases = {alias for version in list_versions(tracking, name) for alias in version.aliases}
+    if alias not in aliases:
+        raise unknown_name(
+            f"alias of {name!r}", alias, aliases or ("none yet",), advice="Train a governor first."
+        )
+    uri = f"models:/{name}@{alias}"
+    options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, *options]
+
+
+def serve_model(tracking: Tracking, name: str, alias: str, *, port: int) -> int:
+    """Serves until it is interrupted; POST {"inputs": images} to /invocations.
+
+    Args:
+        tracking: whose registry.
+        name: of the registered model.
+        alias: "champion" or "challenger".
+        port: on 127.0.0.1; nothing beyond loopback listens.
+
+    Returns:
+        The server's exit code.
+    """
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": tracking.uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    command = serve_command(tracking, name, alias, port=port)
+    return subprocess.run(command, env=environment, check=False).returncode
