@@ -205,7 +205,7 @@ def test_serving_imports_neither_environments_nor_ray_nor_mlflow(governor_folder
         [sys.executable, "-c", code, str(governor_folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
     )
     assert found.stdout.strip() == "[]"

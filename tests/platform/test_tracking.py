@@ -82,6 +82,8 @@ def test_a_finished_job_that_is_repeated_gets_a_run_of_its_own(tracking: Trackin
     first.finish()
     second = tracking.start_run("digits", key="repeated")
     assert second.run_id != first.run_id
+    assert first.is_finished
+    assert not second.is_finished
     found = tracking.find_run("repeated")
     assert found is not None
     assert found.run_id == second.run_id
@@ -251,8 +253,10 @@ def test_a_place_that_fails_during_the_work_is_told_plainly(
 
 def _table(tracking: Tracking, run_id: str) -> list[dict[str, Any]]:
     """What MLflow itself reads as the run's table."""
-    table = tracking.client.load_table(
-        tracking.experiment_id, "evaluation/ladder.json", run_ids=[run_id]
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracking.uri)  # load_table asks the global address
+        table = tracking.client.load_table(
+            tracking.experiment_id, "evaluation/ladder.json", run_ids=[run_id]
+        )
     rows: list[dict[str, Any]] = table.to_dict("records")
     return rows

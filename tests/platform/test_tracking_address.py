@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flyball.datapaths.errors import InvalidSetting, StorageError, TrackingUnreachable
-from flyball.platform.tracking import Tracking, open_tracking
+from flyball.platform.tracking import Tracking, check_tracking, open_tracking
 from flyball.platform.tracking.address import resolve_address
 
 SECONDS = 10  # the probe waits 3 s for a connection or an answer; the rest is a busy machine
@@ -106,7 +106,7 @@ def test_the_first_opening_is_silent_and_leaves_no_trace_outside(tmp_path: Path)
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -126,6 +126,8 @@ def test_a_server_that_is_not_there_is_told_within_seconds_and_nothing_is_writte
     assert f"http://127.0.0.1:{port}" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert caught.value.exit_code == 2
+    with pytest.raises(TrackingUnreachable):
+        check_tracking(f"http://127.0.0.1:{port}", tmp_path / "runs")
     assert list(tmp_path.iterdir()) == []
     assert dict(os.environ) == environment
     assert capfd.readouterr() == ("", "")
@@ -173,6 +175,8 @@ def test_a_folder_that_cannot_be_made_is_told_and_nothing_is_left(tmp_path: Path
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match="Name a folder that you may write"):
         open_tracking(None, tmp_path / "file" / "runs")
+    with pytest.raises(StorageError, match="is no folder"):
+        check_tracking(None, tmp_path / "file" / "runs")
     with pytest.raises(StorageError):
         open_tracking("sqlite:////proc/flyball/mlflow.db", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
@@ -184,6 +188,8 @@ def test_a_read_only_folder_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     try:
         with pytest.raises(StorageError):
             open_tracking(None, tmp_path / "runs")
+        with pytest.raises(StorageError, match="may not be written"):
+            check_tracking(None, tmp_path / "runs")
         assert list(tmp_path.iterdir()) == []
     finally:
         tmp_path.chmod(0o755)
@@ -193,4 +199,15 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"my own notes" * 100)
     with pytest.raises(StorageError, match="file is not a database"):
         open_tracking(None, tmp_path)
+    with pytest.raises(StorageError, match="file is not a database"):
+        check_tracking(None, tmp_path)
     assert (tmp_path / "mlflow.db").read_bytes() == b"my own notes" * 100
+
+
+def test_a_check_finds_nothing_wrong_with_a_good_place_and_makes_nothing(
+    tmp_path: Path, tracking: Tracking
+) -> None:
+    check_tracking(None, tmp_path / "deep" / "runs")
+    assert list(tmp_path.iterdir()) == []
+    check_tracking(tracking.uri, tmp_path)
+    assert list(tmp_path.iterdir()) == []

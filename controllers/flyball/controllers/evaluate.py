@@ -24,7 +24,7 @@ from flyball.datapaths.progress import Progress, Report
 from flyball.datapaths.splits import CONTROLLER_TRAIN, CONTROLLER_VAL, TEST, split_code
 from flyball.envs.reward import Reward, RewardConfig, account_of
 
-__all__ = ["EvaluationConfig", "evaluate"]
+__all__ = ["Evaluation", "EvaluationConfig", "evaluate"]
 
 Floats = NDArray[np.float64]
 

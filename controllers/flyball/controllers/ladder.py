@@ -158,6 +158,6 @@ def _cascade_in_words(arms: tuple[float, ...], choices: Choices) -> str:
     cascade = choices.cascade
     words = f"u = {arms[cascade.arms[0]]:g}"
     for arm, threshold in zip(cascade.arms[1:], cascade.thresholds, strict=True):
-        when = "always" if threshold > 1 else f"below {threshold:.3f}"
+        when = "always" if threshold > 1 else f"if less sure than {threshold:.3f}"
         words += f", {when} u = {arms[arm]:g}"
     return words

@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 NetworkKind = Literal["context_head", "image_cnn"]
-LARGEST_MAP = 8
+LARGE_IMAGE = 16
+LARGEST_MAP = 4
 OUTPUT_SHRINK = 0.01
 
 
@@ -158,14 +159,18 @@ def network_macs(network: nn.Module, observation_shape: Sequence[int]) -> int:
 
 
 def _convolutions(width: int, shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
-    """Stride-2 convolutions, two or as many as bring the map down to 8 x 8, and the features."""
+    """A stem, then stride-2 convolutions until the map is at most 4 x 4; and its features.
+
+    The stem's stride is 4 from 16 pixels on: most of a stride-2 stem's time goes to its output.
+    """
     channels, height, thickness = shape
-    halvings = max(2, math.ceil(math.log2(max(height, thickness) / LARGEST_MAP)))
+    kernel, stride = (5, 4) if max(height, thickness) >= LARGE_IMAGE else (3, 2)
+    wanted = max(1, width // 2)
     layers: list[nn.Module] = []
-    for index in range(halvings):
-        wanted = max(1, width // 2) if index == 0 else width
-        layers += [nn.Conv2d(channels, wanted, 3, stride=2, padding=1), nn.ReLU()]
-        channels, height, thickness = wanted, (height + 1) // 2, (thickness + 1) // 2
+    while not layers or channels < width or max(height, thickness) > LARGEST_MAP:
+        layers += [nn.Conv2d(channels, wanted, kernel, stride, padding=kernel // 2), nn.ReLU()]
+        height, thickness = -(-height // stride), -(-thickness // stride)
+        channels, wanted, kernel, stride = wanted, width, 3, 2
     return layers, channels * height * thickness
 
 

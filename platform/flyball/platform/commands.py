@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flyball.platform.report import draw_ladder, ladder_table
-from flyball.platform.tracking.serving import serve_model
 
 from flyball.controllers.evaluate import Evaluation
 from flyball.datapaths.arms import default_arms
@@ -24,9 +22,12 @@ from flyball.platform.overrides import field_names, with_overrides
 from flyball.platform.prepare import prepare
 from flyball.platform.presets import PRESETS, preset
 from flyball.platform.progress_bars import ProgressBars
+from flyball.platform.report import draw_ladder, ladder_table
 from flyball.platform.stages import JobResult, build_outcomes, build_path, run_job
 from flyball.platform.tracking import Tracking, open_tracking
-from flyball.platform.tracking.registry import list_versions, load_governor
+from flyball.platform.tracking.registry import load_governor
+from flyball.platform.tracking.serving import serve_model
+from flyball.platform.tracking.versions import list_versions
 
 __all__ = [
     "run_bench",

@@ -1,5 +1,6 @@
 """The third stage of a job: from the atlas to a trained, calibrated, exported controller."""
 
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,7 +137,7 @@ def _learn_with_ray(
     ready: Prepared, atlas_folder: Path, folder: Path, macs: int, report: Report
 ) -> Learned:
     # RLlib takes seconds to import; a job whose controller lies there already does without it.
-    from flyball.controllers.rllib import learn_rllib
+    from flyball.controllers.rllib.learn import Workers, learn_rllib
 
     job = ready.job
     kind = observation_of(job.controller)
@@ -150,8 +151,8 @@ def _learn_with_ray(
             reward=job.reward,
             controller_macs=macs,
             controller=job.controller,
-            learn=job.learn,
-            env_runners=job.compute.env_runners,
+            config=job.learn,
+            workers=Workers(env_runners=job.compute.env_runners),
             checkpoint_folder=folder / CHECKPOINT_FOLDER,
             report=report,
         )
@@ -192,3 +193,4 @@ def _save(controller: NetworkController, learned: Learned, folder: Path) -> None
         "best_update": learned.best_update,
     }
     write_json(folder / CURVE_FILE, curve)
+    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)

@@ -52,11 +52,14 @@ class ComputeConfig:
     Attributes:
         device: torch device of Phase 1 and the atlas; "auto": a CUDA device where there is one.
         ray_address: of a running cluster; None takes $RAY_ADDRESS, else starts Ray locally.
+        threads: of torch on the CPU; 0 leaves torch its own choice. Small networks run fastest on
+            one. Bits of results can differ between numbers of threads.
         env_runners: RLlib env runners beside the local one, when learning from runners.
     """
 
     device: str = "auto"
     ray_address: str | None = None
+    threads: int = 0
     env_runners: int = 0
 
     def __post_init__(self) -> None:
@@ -70,11 +73,11 @@ class ComputeConfig:
                 f"compute.device is auto, cpu, cuda or cuda:N, not {self.device!r}. "
                 "Leave it out to take the GPU where there is one."
             )
-        if self.env_runners < 0:
-            raise InvalidSetting(
-                f"compute.env_runners is at least 0, not {self.env_runners}. "
-                "0 samples in the driver: --set compute.env_runners=0."
-            )
+        for name, value in (("threads", self.threads), ("env_runners", self.env_runners)):
+            if value < 0:
+                raise InvalidSetting(
+                    f"compute.{name} is at least 0, not {value}. Set --set compute.{name}=0."
+                )
 
 
 @dataclass(frozen=True)

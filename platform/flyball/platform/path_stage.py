@@ -1,5 +1,6 @@
 """The first stage of a job: Phase 1, from an image set to a frozen data path on disk."""
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def train_path(
     spec = PathSpec(network, (), images.classes, mean, std, phase1.seed, provenance)
     path = FrozenDataPath(model, spec)
     path.save(folder)
+    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
     return PathStage(path, folder, False, result.forwards, result.seconds)
 
 

@@ -1,5 +1,6 @@
 """The picture of an evaluation: accuracy against net throttle ratio, and what was chosen."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from flyball.controllers.evaluation import Evaluation, Rung
 from flyball.datapaths.files import write_atomically
 from flyball.datapaths.splits import CONTROLLER_VAL, TEST
 
-__all__ = ["RUNG_NAMES", "draw_ladder"]
+__all__ = ["RUNG_NAMES", "draw_ladder", "ladder_figure"]
 
 RUNG_NAMES = {
     "worst": "worst",
@@ -69,6 +71,8 @@ _STYLE: Any = {
 }
 
 _MOST_CLASSES = 16
+_CHARACTERS_ABREAST = 48
+"""Characters of tick labels that fit under a panel on the right."""
 
 
 def draw_ladder(evaluation: Evaluation, file: Path | str) -> Path:
@@ -85,20 +89,31 @@ def draw_ladder(evaluation: Evaluation, file: Path | str) -> Path:
         StorageError: it cannot be written.
     """
     file = Path(file)
+    figure = ladder_figure(evaluation)
+    with write_atomically(file) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
+    return file
+
+
+def ladder_figure(evaluation: Evaluation) -> Figure:
+    """The picture as a figure, 13.5 x 8.2 inches, drawn without a display."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(13.5, 8.2), dpi=140, layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1.0), height_ratios=(1.0, 1.7))
-        _draw_rungs(figure.add_subplot(grid[:, 0]), evaluation)
+        handles = _draw_rungs(figure.add_subplot(grid[:, 0]), evaluation)
+        figure.legend(
+            handles=handles, loc="outside lower left", ncols=4, frameon=False, fontsize=10
+        )
         _draw_histogram(figure.add_subplot(grid[0, 1]), evaluation)
         _draw_classes(figure, figure.add_subplot(grid[1, 1]), evaluation)
         figure.suptitle(_headline(evaluation), x=0.01, ha="left", fontsize=13.5)
-        with write_atomically(file) as partial:
-            figure.savefig(partial, format="png", metadata={"Software": None})
-    return file
+        figure.canvas.draw()
+    return figure
 
 
-def _draw_rungs(axes: Axes, evaluation: Evaluation) -> None:
+def _draw_rungs(axes: Axes, evaluation: Evaluation) -> list[Any]:
+    """Draws the left panel and returns what its legend explains."""
     curve = evaluation.curve(TEST)
     ordered = sorted(curve, key=lambda rung: rung.net.mean)
     at = _between(ordered)
@@ -123,24 +138,15 @@ def _draw_rungs(axes: Axes, evaluation: Evaluation) -> None:
     ]
     for name, label in RUNG_NAMES.items():
         handles.append(_draw_rung(axes, evaluation.rung(name), label, lowest))
-    _scale(axes)
+    _scale(axes, min(rung.net.low for rung in evaluation.rungs))
     highest = max(rung.accuracy.high for rung in evaluation.rungs)
     axes.set_ylim(lowest, highest + 0.03 * max(highest - lowest, 0.01))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.set_ylabel(f"accuracy on test ({evaluation.samples[TEST]:,} samples)")
     axes.set_title(f"Accuracy against cost, with {evaluation.level:.0%} intervals")
     axes.grid(color=_PALE, lw=0.6)
     axes.set_axisbelow(True)
-    axes.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(-0.09, -0.095),
-        ncols=3,
-        frameon=False,
-        fontsize=9.5,
-        columnspacing=1.4,
-        handletextpad=0.5,
-    )
+    return handles
 
 
 def _draw_rung(axes: Axes, rung: Rung, label: str, lowest: float) -> Any:
@@ -148,7 +154,7 @@ def _draw_rung(axes: Axes, rung: Rung, label: str, lowest: float) -> Any:
     marker, colour, size = _LOOKS[rung.name]
     is_below = rung.accuracy.mean < lowest
     net, height = rung.net.mean, lowest if is_below else rung.accuracy.mean
-    figures = f"{rung.accuracy.mean:.1%} at {net:.3f}" + (", below" if is_below else "")
+    figures = f"{rung.accuracy.mean:.1%} at {net:.3f}" + (", off the axis" if is_below else "")
     if not is_below:
         axes.errorbar(
             net,
@@ -186,6 +192,8 @@ def _name_arms(axes: Axes, curve: tuple[Rung, ...], evaluation: Evaluation) -> N
             textcoords="offset points",
             fontsize=8.5,
             color=_GREY,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            zorder=6,
         )
 
 
@@ -196,6 +204,7 @@ def _draw_histogram(axes: Axes, evaluation: Evaluation) -> None:
         shares = [_percent(share) for share in evaluation.histogram]
         axes.bar_label(bars, shares, padding=2, fontsize=9, color=_INK)
     axes.set_ylim(0, 1.15 * max(evaluation.histogram))
+    axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     _name_places(axes, evaluation.arms)
@@ -209,38 +218,31 @@ def _draw_classes(figure: Figure, axes: Axes, evaluation: Evaluation) -> None:
     seen = np.flatnonzero(table.sum(axis=1) > 0)
     mean = table @ np.asarray(evaluation.arms)
     order = seen[np.argsort(mean[seen], kind="stable")]
-    title = "Utilization chosen by class"
+    label = "utilization u (beside each class: its mean u)"
     if len(order) > _MOST_CLASSES:
         half = _MOST_CLASSES // 2
         order = np.concatenate([order[:half], order[-half:]])
-        title += f" (the {half} lowest and the {half} highest of {len(seen)})"
-    image = axes.imshow(table[order], aspect="auto", cmap="Oranges", vmin=0, vmax=1)
+        label += f"\nthe {half} lowest and the {half} highest of {len(seen)} classes"
+    shown = np.ma.masked_equal(table[order], 0.0)
+    image = axes.imshow(shown, aspect="auto", cmap="Oranges", vmin=0, vmax=1)
     names = [_shortened(evaluation.classes[label]) for label in order]
     axes.set_yticks(
         range(len(order)), [f"{n}  {m:.2f}" for n, m in zip(names, mean[order], strict=True)]
     )
     _name_places(axes, evaluation.arms)
-    axes.set_xlabel("utilization u (beside each class: its mean u)")
-    if table[order].size <= 180:
-        for row, label in enumerate(order):
-            for arm, share in enumerate(table[label]):
-                if share >= 0.005:
-                    colour = "white" if share > 0.6 else _INK
-                    axes.text(
-                        arm,
-                        row,
-                        _percent(share),
-                        ha="center",
-                        va="center",
-                        color=colour,
-                        fontsize=8,
-                    )
+    axes.set_xlabel(label)
+    if shown.size > 180:
+        bar = figure.colorbar(image, ax=axes, fraction=0.035, pad=0.02)
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    else:
+        for row, arm in zip(*np.nonzero(table[order]), strict=True):
+            share = table[order][row, arm]
+            colour = "white" if share > 0.6 else _INK
+            place: dict[str, Any] = {"ha": "center", "va": "center"}
+            axes.text(arm, row, _percent(share), color=colour, fontsize=8, **place)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title(title)
-    bar = figure.colorbar(image, ax=axes, fraction=0.035, pad=0.02)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    bar.outline.set_visible(False)
+    axes.set_title("Utilization chosen by class")
 
 
 def _headline(evaluation: Evaluation) -> str:
@@ -271,11 +273,13 @@ def _lowest_shown(evaluation: Evaluation) -> float:
     return max(0.0, min([lowest, *near]) - 0.06 * max(span, 0.01))
 
 
-def _scale(axes: Axes) -> None:
+def _scale(axes: Axes, cheapest: float) -> None:
     """A square-root axis: costs grow about as the square of u, so the arms lie evenly."""
     axes.set_xscale("function", functions=(_root, np.square))
-    axes.set_xlim(left=0.0)
-    axes.xaxis.set_major_locator(FixedLocator([0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.2]))
+    axes.set_xlim(left=max(0.0, float(_root(cheapest)) - 0.04) ** 2)
+    axes.xaxis.set_major_locator(
+        FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.2])
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("net throttle ratio: MACs with the controller / full data path (root scale)")
 
@@ -306,8 +310,10 @@ def _bars(low: float, middle: float, high: float) -> list[list[float]]:
 
 
 def _name_places(axes: Axes, arms: tuple[float, ...]) -> None:
-    step = max(1, len(arms) // 16)
-    axes.set_xticks(range(0, len(arms), step), [f"{arm:.3g}" for arm in arms[::step]])
+    """Writes u under every place, or under as many as there is room for."""
+    names = [f"{arm:.3g}" for arm in arms]
+    step = math.ceil(len(names) * max(map(len, names)) / _CHARACTERS_ABREAST)
+    axes.set_xticks(range(0, len(arms), step), names[::step])
 
 
 def _percent(share: float) -> str:

@@ -13,9 +13,9 @@ from flyball.datapaths.vgg import VggConfig
 from flyball.platform.cluster import check_ray_address
 from flyball.platform.job import Job
 from flyball.platform.run_folder import RunFolder, check_storage
-from flyball.platform.tracking import check_tracking
+from flyball.platform.tracking.address import connect, resolve_address
 
-__all__ = ["Prepared", "fitted_network", "prepare"]
+__all__ = ["Prepared", "fitted_network", "prepare", "use_threads"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,17 @@ class Prepared:
 def prepare(job: Job, *, report: Report = silent) -> Prepared:
     """Checks storage, tracking, cluster, device, images and network, in this order.
 
+    Also sets how many threads torch computes with in this process.
+
     Decoded images may enter the user's cache; the run folder stays as it is.
 
     Raises:
         BadInput: whatever cannot be used; the command line ends with exit code 2.
     """
     runs = check_storage(Path(job.storage.root), least_free_mb=job.storage.least_free_mb)
-    check_tracking(job.tracking.uri, runs.root)
+    tracking = resolve_address(job.tracking.uri, runs.root)
+    if tracking.database is None:  # a server; a database file of ours is made only when needed
+        connect(tracking)
     address = check_ray_address(job.compute.ray_address)
     device = _device(job.compute.device)
     images = load_images(job.data, report=report)
@@ -57,8 +61,15 @@ def prepare(job: Job, *, report: Report = silent) -> Prepared:
                 f"Every split needs images, and {split} has none. Give it a share with "
                 "--set data.fractions=0.5,0.25,0.1,0.15."
             )
+    use_threads(job.compute.threads)
     ready = replace(job, compute=replace(job.compute, device=device))
     return Prepared(ready, images, network, runs, address)
+
+
+def use_threads(count: int) -> None:
+    """Sets how many threads torch computes with in this process; 0 leaves its own choice."""
+    if count:
+        torch.set_num_threads(count)
 
 
 def fitted_network(network: VggConfig, images: ImageSet) -> VggConfig:

@@ -9,7 +9,7 @@ from flyball.datapaths.errors import unknown_name
 from flyball.datapaths.phase1 import Phase1Config
 from flyball.datapaths.vgg import small_vgg, vgg_d
 from flyball.envs.reward import RewardConfig
-from flyball.platform.job import Job
+from flyball.platform.job import ComputeConfig, Job
 
 __all__ = ["DEFAULT_PRESET", "PRESETS", "cifar10_vgg", "digits", "preset"]
 
@@ -26,6 +26,7 @@ def digits() -> Job:
         reward=RewardConfig(account="net"),
         controller=ControllerConfig(kind="context_head"),
         learn=LearnConfig(updates=1000),
+        compute=ComputeConfig(threads=1),
     )
 
 

@@ -53,7 +53,7 @@ def publish(
         StorageError, TrackingUnreachable: it cannot be recorded.
     """
     known = tracking.find_run(folder.name)
-    was_there = known is not None and known.is_finished
+    was_there = known is not None and is_finished(known)
     if known is not None and was_there:
         run = known
     else:
@@ -72,6 +72,12 @@ def publish(
     if not was_there:
         run.finish()
     return Published(run.run_id, run.link, version, was_there)
+
+
+def is_finished(run: RunHandle) -> bool:
+    """Whether the run was recorded to its end."""
+    info = run.tracking.client.get_run(run.run_id).info
+    return bool(info.status == "FINISHED")
 
 
 def _record_run(

@@ -29,7 +29,7 @@ def ladder_table(evaluation: Evaluation) -> str:
         Lines of plain text, aligned for a fixed-width font.
     """
     ladder = [rung for rung in evaluation.rungs if rung.name in RUNG_NAMES]
-    header = ["", *(title for title, _ in _COLUMNS)]
+    header = ["", *(f" {title}" for title, _ in _COLUMNS)]
     rows, fixed = ([_row(r) for r in rungs] for rungs in (ladder, evaluation.curve(TEST)))
     widths = [max(len(row[i]) for row in [header, *rows, *fixed]) for i in range(len(header))]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -63,18 +63,18 @@ def _row(rung: Rung) -> list[str]:
 
 
 def _figure(interval: Interval) -> str:
-    return f"{_short(interval.mean)} [{_short(interval.low)}, {_short(interval.high)}]"
+    return f"{_short(interval.mean):>5} [{_short(interval.low)}, {_short(interval.high)}]"
 
 
 def _short(value: float) -> str:
     """Three decimals, without the zero before the point."""
-    return f"{value:.3f}".replace("-0.", "-.").removeprefix("0").rjust(5)
+    return f"{value:.3f}".replace("-0.", "-.").removeprefix("0")
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
     first, *figures = cells
-    ranged = (cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True))
-    return "  ".join([first.ljust(widths[0]), *ranged])
+    ranged = (cell.ljust(width) for cell, width in zip(figures, widths[1:], strict=True))
+    return "  ".join([first.ljust(widths[0]), *ranged]).rstrip()
 
 
 def _words(evaluation: Evaluation) -> list[str]:

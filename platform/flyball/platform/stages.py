@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flyball.platform.report import draw_ladder, ladder_table
 
 from flyball.controllers.evaluate import Evaluation, evaluate
 from flyball.controllers.protocol import NetworkController
@@ -29,6 +28,7 @@ from flyball.platform.job import Job
 from flyball.platform.path_stage import PathStage, path_fingerprint, train_path
 from flyball.platform.prepare import Prepared, prepare
 from flyball.platform.publish import Published, publish
+from flyball.platform.report import draw_ladder, ladder_table
 from flyball.platform.tracking import open_tracking
 
 __all__ = [

@@ -5,7 +5,6 @@ from flyball.platform.tracking.quiet import set_defaults
 set_defaults()
 
 from flyball.platform.tracking.registry import (  # noqa: E402
-    GOVERNOR_TAG,
     RegisteredVersion,
     load_governor,
     register_governor,
@@ -14,15 +13,24 @@ from flyball.platform.tracking.runs import (  # noqa: E402
     JOB_TAG,
     RunHandle,
     Tracking,
+    check_tracking,
     open_tracking,
+)
+from flyball.platform.tracking.versions import (  # noqa: E402
+    GOVERNOR_TAG,
+    KnownVersion,
+    list_versions,
 )
 
 __all__ = [
     "GOVERNOR_TAG",
     "JOB_TAG",
+    "KnownVersion",
     "RegisteredVersion",
     "RunHandle",
     "Tracking",
+    "check_tracking",
+    "list_versions",
     "load_governor",
     "open_tracking",
     "register_governor",

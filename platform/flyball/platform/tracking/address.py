@@ -25,7 +25,7 @@ from flyball.datapaths.errors import (
 )
 from flyball.platform.tracking.quiet import borrowed_environment, quiet
 
-__all__ = ["Address", "connect", "resolve_address", "told_plainly"]
+__all__ = ["Address", "check_address", "connect", "resolve_address", "told_plainly"]
 
 PROBE_SECONDS = 3
 _SERVERS = ("http", "https", "databricks")
@@ -80,6 +80,27 @@ def resolve_address(uri: str | None, runs_folder: Path) -> Address:
     )
 
 
+def check_address(address: Address) -> None:
+    """Makes sure that the address can be used, and writes nothing.
+
+    Takes a few seconds at most when nobody answers.
+
+    Raises:
+        TrackingUnreachable: no MLflow server, or no database, answers.
+        StorageError: the sqlite file cannot be read or written, or not be made.
+    """
+    if address.database is None:
+        _connect_server(address)
+        return
+    try:
+        if address.database.exists():
+            _check_writable(address.database)
+        else:
+            _check_creatable(address.database)
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(address.database, error) from error
+
+
 def connect(address: Address) -> MlflowClient:
     """Opens the address and makes sure that it answers; a new sqlite file is made whole.
 
@@ -91,20 +112,7 @@ def connect(address: Address) -> MlflowClient:
     """
     if address.database is not None:
         return _connect_sqlite(address, address.database)
-    kind = address.uri.split(":", 1)[0].split("+", 1)[0]
-    if kind in _DATABASES:
-        _knock(address, _DATABASES[kind])
-    patience = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    }
-    try:
-        with borrowed_environment(**patience), quiet():
-            client = MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
-            client.search_experiments(max_results=1)
-    except (MlflowException, OSError, ImportError, ValueError, sqlalchemy.exc.SQLAlchemyError) as e:
-        raise _unreachable(address, e) from e
-    return client
+    return _connect_server(address)
 
 
 @contextlib.contextmanager
@@ -149,6 +157,23 @@ def _sqlite_address(file: Path) -> Address:
     return Address(f"sqlite:///{file}", file.parent / "mlartifacts", file)
 
 
+def _connect_server(address: Address) -> MlflowClient:
+    kind = address.uri.split(":", 1)[0].split("+", 1)[0]
+    if kind in _DATABASES:
+        _knock(address, _DATABASES[kind])
+    patience = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
+    try:
+        with borrowed_environment(**patience), quiet():
+            client = MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
+            client.search_experiments(max_results=1)
+    except (MlflowException, OSError, ImportError, ValueError, sqlalchemy.exc.SQLAlchemyError) as e:
+        raise _unreachable(address, e) from e
+    return client
+
+
 def _connect_sqlite(address: Address, file: Path) -> MlflowClient:
     made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
     try:
@@ -163,11 +188,7 @@ def _connect_sqlite(address: Address, file: Path) -> MlflowClient:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        raise StorageError(
-            f"The run database {file} cannot be used: {_first_line(error)}. Name a folder that "
-            "you may write, with room left, or move the file away; a database of an older MLflow "
-            f"is brought up to date by `mlflow db upgrade {address.uri}`."
-        ) from error
+        raise _unusable(file, error) from error
     return client
 
 
@@ -201,6 +222,22 @@ def _check_writable(file: Path) -> None:
         database.execute("BEGIN IMMEDIATE")
         database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         database.rollback()
+
+
+def _check_creatable(file: Path) -> None:
+    folder = next(folder for folder in file.parents if folder.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} may not be written")
+
+
+def _unusable(file: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"The run database {file} cannot be used: {_first_line(error)}. Name a folder that "
+        "you may write, with room left, or move the file away; a database of an older MLflow "
+        f"is brought up to date by `mlflow db upgrade sqlite:///{file}`."
+    )
 
 
 def _knock(address: Address, default_port: int) -> None:

@@ -4,7 +4,6 @@ A version is logged as models-from-code: weights in safetensors and .pt2, code a
 """
 
 import hashlib
-import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -34,10 +33,20 @@ from flyball.platform.tracking.shipped import (
     ship_weights,
     signature_of,
 )
+from flyball.platform.tracking.versions import (
+    FIGURE_TAG,
+    GOVERNOR_TAG,
+    aliases_of,
+    checked_name,
+)
 
-__all__ = ["GOVERNOR_TAG", "Alias", "RegisteredVersion", "load_governor", "register_governor"]
+__all__ = [
+    "Alias",
+    "RegisteredVersion",
+    "load_governor",
+    "register_governor",
+]
 
-GOVERNOR_TAG = "flyball.governor"
 WEIGHTS = "weights"
 Alias = Literal["champion", "challenger"]
 _ALIASES: tuple[Alias, ...] = ("champion", "challenger")
@@ -90,7 +99,7 @@ def register_governor(
         name: of the registered model.
         alias: "champion" if it beats the static mixture, else "challenger"; the caller's verdict.
         tags: of the version; short texts.
-        figures: what it achieves; tags of the version and lines of its description.
+        figures: what it achieves; tags `figure.NAME` of the version, lines of its description.
 
     Raises:
         ArtifactError: a folder does not hold what it should, or the two do not belong together.
@@ -99,7 +108,7 @@ def register_governor(
     """
     if alias not in _ALIASES:
         raise InvalidSetting(f"A governor is registered as one of {_ALIASES}, not {alias!r}.")
-    _checked_name(name)
+    checked_name(name)
     with tempfile.TemporaryDirectory(prefix="flyball-") as temporary:
         folder = Path(temporary)
         weights = ship_weights(Path(path_folder), Path(controller_folder), folder / WEIGHTS)
@@ -108,8 +117,8 @@ def register_governor(
         with told_plainly(tracking.address, f"Registering {name!r}"):
             known = _registered(tracking, name, fingerprint)
             version = known or _create_version(tracking, run, governor, folder, name)
-            texts = {**(tags or {}), **{n: f"{v:.6g}" for n, v in (figures or {}).items()}}
-            texts[GOVERNOR_TAG] = fingerprint
+            shown = {f"{FIGURE_TAG}{n}": f"{v:.6g}" for n, v in (figures or {}).items()}
+            texts = {**(tags or {}), **shown, GOVERNOR_TAG: fingerprint}
             _describe(tracking, version, governor, alias, texts, figures or {})
     number = int(version.version)
     return RegisteredVersion(
@@ -232,14 +241,13 @@ def _describe(
 
 
 def _by_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:
-    client = tracking.client
-    if not client.search_registered_models(f"name = '{_checked_name(name)}'"):
-        known = [model.name for model in client.search_registered_models()]
+    aliases = aliases_of(tracking, name)
+    if aliases is None:
+        known = [model.name for model in tracking.client.search_registered_models()]
         raise unknown_name("registered model", name, known, advice="Train one first.")
-    aliases = client.get_registered_model(name).aliases
     if alias not in aliases:
         raise unknown_name(f"alias of {name!r}", alias, aliases)
-    return client.get_model_version(name, aliases[alias])
+    return tracking.client.get_model_version(name, aliases[alias])
 
 
 def _download(tracking: Tracking, version: ModelVersion, folder: Path) -> Path:
@@ -256,12 +264,3 @@ def _download(tracking: Tracking, version: ModelVersion, folder: Path) -> Path:
             "moved or deleted, or Flyball did not register it. Train and register it again."
         ) from error
     return Path(there)
-
-
-def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.\- ]+", name):
-        raise InvalidSetting(
-            "The name of a registered model is made of letters, digits, dots, dashes, underscores "
-            f"and spaces; {name!r} came. Rename it."
-        )
-    return name

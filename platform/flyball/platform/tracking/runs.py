@@ -22,11 +22,17 @@ from mlflow.utils.validation import (
 )
 
 from flyball.datapaths.errors import StorageError
-from flyball.platform.tracking.address import Address, connect, resolve_address, told_plainly
+from flyball.platform.tracking.address import (
+    Address,
+    check_address,
+    connect,
+    resolve_address,
+    told_plainly,
+)
 from flyball.platform.tracking.entries import flat_params, metric_name
 from flyball.platform.tracking.ladder import ladder_curves, ladder_summary, ladder_table
 
-__all__ = ["JOB_TAG", "RunHandle", "Status", "Tracking", "open_tracking"]
+__all__ = ["JOB_TAG", "RunHandle", "Status", "Tracking", "check_tracking", "open_tracking"]
 
 JOB_TAG = "flyball.job"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -57,6 +63,18 @@ def open_tracking(
     client = connect(address)
     with told_plainly(address, f"Opening the experiment {experiment!r}"):
         return Tracking(address, client, experiment, _experiment(client, address, experiment))
+
+
+def check_tracking(uri: str | None, runs_folder: Path | str) -> None:
+    """Makes sure, before work starts, that runs can be recorded; writes nothing at all.
+
+    Args:
+        uri, runs_folder: as for `open_tracking`.
+
+    Raises:
+        TrackingUnreachable, StorageError, InvalidSetting: as `open_tracking`.
+    """
+    check_address(resolve_address(uri, Path(runs_folder)))
 
 
 @dataclass(frozen=True)
@@ -150,6 +168,13 @@ class RunHandle:
     def link(self) -> str:
         """Where to see it: an address, and for a local file the command that serves it."""
         return self.tracking.link(f"experiments/{self.tracking.experiment_id}/runs/{self.run_id}")
+
+    @property
+    def is_finished(self) -> bool:
+        """It ended well; a run that failed or was killed is not finished."""
+        with self._told("Looking at the run"):
+            status = self._client.get_run(self.run_id).info.status
+        return bool(status == "FINISHED")
 
     def log_metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Records figures of one step in one request; the caller chooses which are worth it."""

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from flyball.datapaths.errors import unknown_name
-from flyball.platform.tracking.registry import list_versions
 from flyball.platform.tracking.runs import Tracking
+from flyball.platform.tracking.versions import list_versions
 
-__all__ = ["serve_command", "serve_model"]
+__all__ = ["serve_command", "serve_environment", "serve_model"]
 
 
 def serve_command(tracking: Tracking, name: str, alias: str, *, port: int) -> list[str]:
@@ -39,10 +40,17 @@ def serve_model(tracking: Tracking, name: str, alias: str, *, port: int) -> int:
     Returns:
         The server's exit code.
     """
-    environment = {
+    command = serve_command(tracking, name, alias, port=port)
+    return subprocess.run(command, env=serve_environment(tracking), check=False).returncode
+
+
+def serve_environment(tracking: Tracking) -> dict[str, str]:
+    """The environment of that command: where the registry is, and that no pickle is loaded."""
+    # MLflow starts uvicorn by name; it lies beside this interpreter, activated or not.
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {
         **os.environ,
+        "PATH": programs,
         "MLFLOW_TRACKING_URI": tracking.uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
-    command = serve_command(tracking, name, alias, port=port)
-    return subprocess.run(command, env=environment, check=False).returncode
