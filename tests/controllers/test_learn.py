@@ -72,14 +72,15 @@ def test_the_corrected_estimators_solve_the_identity_atlas(
 def test_the_papers_gradient_collapses_where_the_corrected_ones_solve(
     identity: BanditTable,
 ) -> None:
-    # Measured with these settings and seeds 0 to 3: 0.44, -0.12, 0.45 and 0.14 of the best.
-    collapsed = [
-        learn(identity, replace(SOLVING, estimator="paper", learning_rate=1e-3, seed=seed))
-        for seed in (0, 1)
-    ]
-    for learned in collapsed:
-        assert share_of_best(learned, identity) < 0.9
-        assert learned.curve[-1][2] < 0.2
+    # Measured with seeds 0 to 4: 0.15, -0.12, 0.09, -0.50 and -0.46 of the best reward, certain
+    # of itself to the third digit, and cheap arms where the dear ones are right.
+    for seed in (0, 1):
+        learned = learn(identity, replace(SOLVING, estimator="paper", seed=seed))
+        chosen = learned.network(torch.eye(ARMS)).argmax(-1)
+        assert share_of_best(learned, identity) < 0.6
+        assert learned.curve[-1][2] < 0.05
+        assert chosen[-1] < ARMS - 1
+        assert len(chosen.unique()) < ARMS
 
 
 def test_the_papers_published_settings_hardly_leave_the_uniform_policy(

@@ -11,14 +11,9 @@ from sklearn.datasets import load_digits
 
 from flyball.datapaths.errors import ForeignArtifact, InvalidSetting, NotFinite
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
-from flyball.datapaths.phase1 import (
-    Phase1Config,
-    Phase1Result,
-    incremental_utilization,
-    learning_rate_at,
-    train_phase1,
-)
+from flyball.datapaths.phase1 import Phase1Config, Phase1Result, train_phase1
 from flyball.datapaths.progress import Progress
+from flyball.datapaths.schedules import incremental_utilization, learning_rate_at
 from flyball.datapaths.tasks import judge
 from flyball.datapaths.vgg import ThrottleableVgg, VggConfig, small_vgg
 

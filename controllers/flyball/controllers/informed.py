@@ -26,7 +26,8 @@ Floats = NDArray[np.float64]
 
 WIDTH = 64
 STEPS = 600
-STEPS_PER_CHECK = 40
+STEPS_PER_CHECK = 25
+PATIENCE = 6
 BATCH = 512
 DECAY = 1e-2
 MOST_CLASSES = 128
@@ -64,6 +65,8 @@ def fit_informed_head(
 ) -> InformedHead:
     """Trains a linear head and a small MLP; keeps the weights that choose best on `validation`.
 
+    Each is checked every `STEPS_PER_CHECK` steps and given up after `PATIENCE` checks in vain.
+
     Args:
         train: rows to learn on, controller_train's.
         validation: rows to select on, controller_val's.
@@ -87,6 +90,7 @@ def fit_informed_head(
     for width in (0, WIDTH):
         network = _head(inputs.shape[1], targets.shape[1], width, generator)
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=DECAY)
+        best_of_width, checks_since = -np.inf, 0
         for step in range(1, STEPS + 1):
             batch = torch.randint(len(inputs), (min(BATCH, len(inputs)),), generator=generator)
             loss = nn.functional.binary_cross_entropy_with_logits(
@@ -95,13 +99,16 @@ def fit_informed_head(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            if step % STEPS_PER_CHECK == 0:
-                chosen = _best_paid(network, unseen, right, wrong)
-                paid = float(table.reward[rows, chosen].mean())
-                if paid > best_paid:
-                    best_paid = paid
-                    kept = copy.deepcopy(network)
-                    head = InformedHead(kept, mean, scale, fixed_arm, reward)
+            if step % STEPS_PER_CHECK:
+                continue
+            paid = float(table.reward[rows, _best_paid(network, unseen, right, wrong)].mean())
+            if paid > best_paid:
+                best_paid = paid
+                head = InformedHead(copy.deepcopy(network), mean, scale, fixed_arm, reward)
+            checks_since = 0 if paid > best_of_width else checks_since + 1
+            best_of_width = max(best_of_width, paid)
+            if checks_since == PATIENCE:
+                break
     return head
 
 

@@ -20,7 +20,6 @@ from flyball.datapaths.errors import (
     DataError,
     FrozenPathChanged,
     InvalidSetting,
-    ShapeMismatch,
 )
 from flyball.datapaths.files import (
     fingerprint_of,
@@ -35,6 +34,7 @@ from flyball.datapaths.gates import (
     served_components,
 )
 from flyball.datapaths.vgg import ThrottleableVgg, VggConfig, VggOutput
+from flyball.datapaths.weights import load_weights
 from flyball.kernels import Active
 
 __all__ = ["Answer", "FrozenDataPath", "PathSpec"]
@@ -306,29 +306,6 @@ class FrozenDataPath(nn.Module):
                 f"Resize with --set data.image_size={self.input_shape[1]}, "
                 "or train a data path for this size."
             )
-
-
-def load_weights(network: nn.Module, weights: dict[str, np.ndarray], *, where: str) -> None:
-    """Copies arrays into a network whose every parameter and buffer they must match.
-
-    Raises:
-        ShapeMismatch: a name is missing or left over, or a shape differs.
-    """
-    wanted = network.state_dict()
-    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if missing or extra:
-        raise ShapeMismatch(
-            f"{where} holds the weights of another network: "
-            f"missing {missing[:3] or 'none'}, left over {extra[:3] or 'none'}. "
-            "Load it with the specification it was saved with."
-        )
-    for name, tensor in wanted.items():
-        if tuple(tensor.shape) != weights[name].shape:
-            raise ShapeMismatch(
-                f"{where}: {name} has shape {weights[name].shape}, this network needs "
-                f"{tuple(tensor.shape)}. Load it with the specification it was saved with."
-            )
-    network.load_state_dict({name: torch.from_numpy(weights[name].copy()) for name in wanted})
 
 
 def _spec_from_json(text: dict[str, Any]) -> PathSpec:

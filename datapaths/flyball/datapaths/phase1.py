@@ -8,9 +8,8 @@ was interrupted goes on from its last checkpoint to the same weights. B batch, N
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,15 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flyball.datapaths.errors import ForeignArtifact, InvalidSetting, NotFinite
-from flyball.datapaths.files import (
-    fingerprint_of,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
-from flyball.datapaths.frozen import load_weights
+from flyball.datapaths.checkpoint import plan_of, resume_checkpoint, save_checkpoint
+from flyball.datapaths.errors import InvalidSetting, NotFinite
 from flyball.datapaths.gates import (
     independent_mask,
     nested_mask,
@@ -34,88 +26,10 @@ from flyball.datapaths.gates import (
     served_components,
 )
 from flyball.datapaths.progress import Progress, Report, silent
+from flyball.datapaths.schedules import Phase1Config, incremental_utilization, learning_rate_at
 from flyball.datapaths.vgg import ThrottleableVgg
 
 __all__ = ["Phase1Config", "Phase1Result", "train_phase1"]
-
-STATE_FILE = "phase1.safetensors"
-PLAN_FILE = "phase1.json"
-
-Schedule = Literal["uniform", "incremental", "sandwich"]
-
-
-@dataclass(frozen=True)
-class Phase1Config:
-    """How the data path is trained.
-
-    Attributes:
-        schedule: "uniform": u ~ U[0, 1] for every example, gates by masks, as published;
-            "incremental": u from `increment`, + `increment` every `epochs_per_increment` epochs,
-            as published for C3D-W; "sandwich": full, lowest and `middle_arms` random arms each
-            step, sliced, the smaller ones taught by the full one (in-place distillation).
-        epochs: passes over path_train.
-        batch_size: B.
-        learning_rate: at the start; follows half a cosine to 0, after `warmup_epochs`.
-        momentum, weight_decay: of SGD.
-        warmup_epochs: epochs of linear rise; may be a fraction.
-        middle_arms: random arms of a sandwich step besides the full and the lowest one.
-        lowest: the sandwich's lowest utilization, in (0, 1].
-        increment: of the incremental schedule, in (0, 1].
-        epochs_per_increment: epochs between two increments.
-        augment: pad by 4, crop at random, flip left and right (not for digits).
-        label_smoothing: of the cross-entropy, in [0, 1).
-        precision: "float32", or "bfloat16" for the forward and backward arithmetic.
-        clip_norm: largest norm of the gradient; larger ones are scaled down to it.
-        checkpoint_seconds: least time between two checkpoints.
-        seed: of initialisation, order, gates and augmentation.
-    """
-
-    schedule: Schedule = "sandwich"
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    middle_arms: int = 2
-    lowest: float = 0.1
-    increment: float = 0.1
-    epochs_per_increment: int = 2
-    augment: bool = False
-    label_smoothing: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    clip_norm: float = 1.0
-    checkpoint_seconds: float = 20.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks every range.
-
-        Raises:
-            InvalidSetting: a value is outside its range; names the field.
-        """
-        rules: list[tuple[str, bool, str]] = [
-            ("schedule", self.schedule in ("uniform", "incremental", "sandwich"), "a schedule"),
-            ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
-            ("warmup_epochs", 0 <= self.warmup_epochs < math.inf, "at least 0"),
-            ("middle_arms", self.middle_arms >= 0, "at least 0"),
-            ("lowest", 0 < self.lowest <= 1, "in (0, 1]"),
-            ("increment", 0 < self.increment <= 1, "in (0, 1]"),
-            ("epochs_per_increment", self.epochs_per_increment >= 1, "at least 1"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
-            ("clip_norm", self.clip_norm > 0, "above 0"),
-        ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise InvalidSetting(
-                    f"phase1.{name} must be {rule}; it is {getattr(self, name)!r}. "
-                    f"Change it with --set phase1.{name}=VALUE."
-                )
 
 
 @dataclass(frozen=True)
@@ -180,8 +94,8 @@ def train_phase1(
         weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
     )
-    plan = _plan(network, config, labels)
-    losses, forwards = _resume(folder, plan, network, optimizer)
+    plan = plan_of(network, config, labels)
+    losses, forwards = resume_checkpoint(folder, plan, network, optimizer)
     resumed, saved = len(losses), time.monotonic()
     steps = math.ceil(len(labels) / config.batch_size)
     scale = [torch.tensor(v, device=device).reshape(1, -1, 1, 1) for v in (mean, std)]
@@ -222,25 +136,11 @@ def train_phase1(
         losses.append(total / len(labels))
         is_due = time.monotonic() - saved >= config.checkpoint_seconds
         if folder is not None and is_due and epoch + 1 < config.epochs:
-            _checkpoint(folder, plan, network, optimizer, losses, forwards)
+            save_checkpoint(folder, plan, network, optimizer, losses, forwards)
             saved = time.monotonic()
     network.to("cpu").eval()
     seconds = time.monotonic() - start
     return Phase1Result(network, tuple(losses), forwards, seconds, resumed)
-
-
-def learning_rate_at(config: Phase1Config, epoch: float) -> float:
-    """Linear warm-up, then half a cosine to 0; `epoch` counts from 0 and may be a fraction."""
-    if epoch < config.warmup_epochs:
-        return config.learning_rate * (epoch + 1e-2) / (config.warmup_epochs + 1e-2)
-    left = config.epochs - config.warmup_epochs
-    share = min(1.0, (epoch - config.warmup_epochs) / left) if left > 0 else 1.0
-    return 0.5 * config.learning_rate * (1.0 + math.cos(math.pi * share))
-
-
-def incremental_utilization(config: Phase1Config, epoch: int) -> float:
-    """u of the incremental schedule: + `increment` every `epochs_per_increment` epochs, up to 1."""
-    return min(1.0, config.increment * (1 + epoch // config.epochs_per_increment))
 
 
 def _backward(
@@ -322,56 +222,3 @@ def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     samples = torch.arange(count, device=x.device)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2)
-
-
-def _plan(
-    network: ThrottleableVgg, config: Phase1Config, labels: NDArray[np.int64]
-) -> dict[str, Any]:
-    settings = {**asdict(config), "checkpoint_seconds": None}
-    digest = fingerprint_of(asdict(network.config), settings, np.asarray(labels).tolist())
-    return {"fingerprint": digest}
-
-
-def _checkpoint(
-    folder: Path,
-    plan: dict[str, Any],
-    network: ThrottleableVgg,
-    optimizer: torch.optim.SGD,
-    losses: list[float],
-    forwards: int,
-) -> None:
-    tensors = {f"weight/{k}": v.detach().cpu().numpy() for k, v in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        buffer = optimizer.state[parameter].get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum/{name}"] = buffer.detach().cpu().numpy()
-    tensors["losses"] = np.asarray(losses, np.float64)
-    tensors["forwards"] = np.asarray([forwards], np.int64)
-    write_json(folder / PLAN_FILE, plan)
-    write_tensors(folder / STATE_FILE, tensors)
-
-
-def _resume(
-    folder: Path | None,
-    plan: dict[str, Any],
-    network: ThrottleableVgg,
-    optimizer: torch.optim.SGD,
-) -> tuple[list[float], int]:
-    if folder is None or not (folder / STATE_FILE).exists():
-        return [], 0
-    if read_json(folder / PLAN_FILE) != plan:
-        raise ForeignArtifact(
-            f"{folder} holds the checkpoint of another training. "
-            "Delete the folder, or repeat the settings that it was started with."
-        )
-    tensors = read_tensors(folder / STATE_FILE)
-    prefix = "weight/"
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    load_weights(network, weights, where=str(folder / STATE_FILE))
-    for name, parameter in network.named_parameters():
-        if f"momentum/{name}" in tensors:
-            buffer = torch.from_numpy(tensors[f"momentum/{name}"]).to(parameter.device)
-            optimizer.state[parameter]["momentum_buffer"] = buffer.to(
-                memory_format=torch.preserve_format
-            )
-    return [float(v) for v in tensors["losses"]], int(tensors["forwards"][0])

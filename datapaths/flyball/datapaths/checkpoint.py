@@ -1,0 +1,96 @@
+"""Phase 1's checkpoints: weights, momentum and losses in safetensors; for its own resume only."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flyball.datapaths.errors import ForeignArtifact
+from flyball.datapaths.files import (
+    fingerprint_of,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from flyball.datapaths.schedules import Phase1Config
+from flyball.datapaths.vgg import ThrottleableVgg
+from flyball.datapaths.weights import load_weights
+
+__all__ = ["plan_of", "resume_checkpoint", "save_checkpoint"]
+
+STATE_FILE = "phase1.safetensors"
+PLAN_FILE = "phase1.json"
+
+
+def plan_of(
+    network: ThrottleableVgg, config: Phase1Config, labels: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Names a training, so that no other one goes on from its checkpoint."""
+    settings = {**asdict(config), "checkpoint_seconds": None}
+    digest = fingerprint_of(asdict(network.config), settings, np.asarray(labels).tolist())
+    return {"fingerprint": digest}
+
+
+def save_checkpoint(
+    folder: Path,
+    plan: dict[str, Any],
+    network: ThrottleableVgg,
+    optimizer: torch.optim.SGD,
+    losses: list[float],
+    forwards: int,
+) -> None:
+    """Writes the state after an epoch, all or nothing.
+
+    Args:
+        folder: of the checkpoint; an older one there is replaced.
+        plan: of this training.
+        network: its weights.
+        optimizer: its momentum.
+        losses: of the finished epochs.
+        forwards: sample passes so far.
+    """
+    tensors = {f"weight/{k}": v.detach().cpu().numpy() for k, v in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum/{name}"] = buffer.detach().cpu().numpy()
+    tensors["losses"] = np.asarray(losses, np.float64)
+    tensors["forwards"] = np.asarray([forwards], np.int64)
+    write_json(folder / PLAN_FILE, plan)
+    write_tensors(folder / STATE_FILE, tensors)
+
+
+def resume_checkpoint(
+    folder: Path | None,
+    plan: dict[str, Any],
+    network: ThrottleableVgg,
+    optimizer: torch.optim.SGD,
+) -> tuple[list[float], int]:
+    """Puts a checkpoint's state into network and optimizer; gives its losses and forwards.
+
+    Raises:
+        ForeignArtifact: it is the checkpoint of another training.
+        CorruptArtifact: it cannot be read.
+    """
+    if folder is None or not (folder / STATE_FILE).exists():
+        return [], 0
+    if read_json(folder / PLAN_FILE) != plan:
+        raise ForeignArtifact(
+            f"{folder} holds the checkpoint of another training. "
+            "Delete the folder, or repeat the settings that it was started with."
+        )
+    tensors = read_tensors(folder / STATE_FILE)
+    prefix = "weight/"
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    load_weights(network, weights, where=str(folder / STATE_FILE))
+    for name, parameter in network.named_parameters():
+        if f"momentum/{name}" in tensors:
+            buffer = torch.from_numpy(tensors[f"momentum/{name}"]).to(parameter.device)
+            optimizer.state[parameter]["momentum_buffer"] = buffer.to(
+                memory_format=torch.preserve_format
+            )
+    return [float(v) for v in tensors["losses"]], int(tensors["forwards"][0])

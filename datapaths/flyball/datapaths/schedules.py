@@ -1,0 +1,99 @@
+"""How Phase 1 runs: its settings and what they say about every epoch; `phase1` trains."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from flyball.datapaths.errors import InvalidSetting
+
+__all__ = ["Phase1Config", "Schedule", "incremental_utilization", "learning_rate_at"]
+
+Schedule = Literal["uniform", "incremental", "sandwich"]
+
+
+@dataclass(frozen=True)
+class Phase1Config:
+    """How the data path is trained.
+
+    Attributes:
+        schedule: "uniform": u ~ U[0, 1] for every example, gates by masks, as published;
+            "incremental": u from `increment`, + `increment` every `epochs_per_increment` epochs,
+            as published for C3D-W; "sandwich": full, lowest and `middle_arms` random arms each
+            step, sliced, the smaller ones taught by the full one (in-place distillation).
+        epochs: passes over path_train.
+        batch_size: B.
+        learning_rate: at the start; follows half a cosine to 0, after `warmup_epochs`.
+        momentum, weight_decay: of SGD.
+        warmup_epochs: epochs of linear rise; may be a fraction.
+        middle_arms: random arms of a sandwich step besides the full and the lowest one.
+        lowest: the sandwich's lowest utilization, in (0, 1].
+        increment: of the incremental schedule, in (0, 1].
+        epochs_per_increment: epochs between two increments.
+        augment: pad by 4, crop at random, flip left and right (not for digits).
+        label_smoothing: of the cross-entropy, in [0, 1).
+        precision: "float32", or "bfloat16" for the forward and backward arithmetic.
+        clip_norm: largest norm of the gradient; larger ones are scaled down to it.
+        checkpoint_seconds: least time between two checkpoints.
+        seed: of initialisation, order, gates and augmentation.
+    """
+
+    schedule: Schedule = "sandwich"
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    middle_arms: int = 2
+    lowest: float = 0.1
+    increment: float = 0.1
+    epochs_per_increment: int = 2
+    augment: bool = False
+    label_smoothing: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    clip_norm: float = 1.0
+    checkpoint_seconds: float = 20.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every range.
+
+        Raises:
+            InvalidSetting: a value is outside its range; names the field.
+        """
+        rules: list[tuple[str, bool, str]] = [
+            ("schedule", self.schedule in ("uniform", "incremental", "sandwich"), "a schedule"),
+            ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("warmup_epochs", 0 <= self.warmup_epochs < math.inf, "at least 0"),
+            ("middle_arms", self.middle_arms >= 0, "at least 0"),
+            ("lowest", 0 < self.lowest <= 1, "in (0, 1]"),
+            ("increment", 0 < self.increment <= 1, "in (0, 1]"),
+            ("epochs_per_increment", self.epochs_per_increment >= 1, "at least 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("clip_norm", self.clip_norm > 0, "above 0"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise InvalidSetting(
+                    f"phase1.{name} must be {rule}; it is {getattr(self, name)!r}. "
+                    f"Change it with --set phase1.{name}=VALUE."
+                )
+
+
+def learning_rate_at(config: Phase1Config, epoch: float) -> float:
+    """Linear warm-up, then half a cosine to 0; `epoch` counts from 0 and may be a fraction."""
+    if epoch < config.warmup_epochs:
+        return config.learning_rate * (epoch + 1e-2) / (config.warmup_epochs + 1e-2)
+    left = config.epochs - config.warmup_epochs
+    share = min(1.0, (epoch - config.warmup_epochs) / left) if left > 0 else 1.0
+    return 0.5 * config.learning_rate * (1.0 + math.cos(math.pi * share))
+
+
+def incremental_utilization(config: Phase1Config, epoch: int) -> float:
+    """u of the incremental schedule: + `increment` every `epochs_per_increment` epochs, up to 1."""
+    return min(1.0, config.increment * (1 + epoch // config.epochs_per_increment))
