@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--budget", type=float, help="mean net throttle ratio to hold")
         if name == "bench":
             verb.add_argument("benchmark", choices=["training"])
-            verb.add_argument("--seconds", type=float, default=None, help="time of a measurement")
+
     return parser
 
 

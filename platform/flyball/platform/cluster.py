@@ -1,6 +1,7 @@
 """Ray: started on this machine, or joined where it runs; nothing else of a job lives here."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -55,12 +56,15 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     if is_local:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        ray.init(
-            address="local" if is_local else address,
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({"include_dashboard": False} if is_local else {}),
-        )
+        if is_local:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise BadInput(
             f"No Ray cluster answers at {address!r} ({error}). Start one with `ray start --head`, "

@@ -222,7 +222,8 @@ def run_bench(options: argparse.Namespace) -> int:
     """Benchmarks: `training` compares the ways to train a controller, in CPU time."""
     from flyball.platform.bench_training import bench_table, run_bench_training
 
-    rows = run_bench_training(report=None if options.json else _tell)
+    with ProgressBars(is_quiet=options.json) as bars:
+        rows = run_bench_training(report=bars)
     _print(options, [asdict(row) for row in rows], bench_table(rows).splitlines())
     return 0
 

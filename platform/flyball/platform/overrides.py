@@ -42,7 +42,8 @@ def with_overrides(job: Job, settings: Sequence[str]) -> Job:
                 "field", name, known, advice="`flyball presets NAME` shows them with their values."
             )
         changes[name] = _parsed(name, value.strip(), known[name])
-    return _rebuilt(job, changes)
+    changed: Job = _rebuilt(job, changes)
+    return changed
 
 
 def field_names(job: Job) -> dict[str, Any]:

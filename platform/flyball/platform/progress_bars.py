@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -30,7 +30,7 @@ class ProgressBars:
         self._is_quiet = is_quiet
         self._is_terminal = sys.stderr.isatty()
         self._stage: str | None = None
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._last_line = 0.0
 
     def __enter__(self) -> Self:

@@ -151,6 +151,7 @@ def run_job(job: Job, *, report: Report = silent, tell: Tell | None = None) -> J
     evaluated = time.monotonic()
     tracking = open_tracking(job.tracking.uri, ready.runs.root, experiment=job.tracking.experiment)
     published = publish(tracking, job, folder, trained.folder, learned, evaluation, record)
+    stages: dict[str, PathStage | OutcomesStage | ControllerStage]
     stages = {"phase1": trained, "outcomes": asked, "controller": learned}
     return JobResult(
         evaluation=evaluation,
