@@ -232,7 +232,8 @@ def test_after_a_move_new_runs_write_where_the_folder_is_now(
     artifacts = there.client.get_run(new.run_id).info.artifact_uri
     assert artifacts.startswith((tmp_path / "moved" / "mlartifacts").as_uri())
     kept = there.client.get_run(old.run_id)
-    assert there.client.get_experiment(kept.info.experiment_id).name.startswith("flyball (files in")
+    renamed = there.client.get_experiment(kept.info.experiment_id).name
+    assert renamed == f"flyball {tracking.experiment_id} (files in {tracking.address.artifacts})"
     assert open_tracking(None, tmp_path / "moved").experiment_id == there.experiment_id
 
 

@@ -27,9 +27,9 @@ Drawn = tuple[int, dict[str, NDArray[Any]] | NotFinite, Any]
 
 
 class BatchEnvRunner(SingleAgentEnvRunner):
-    """Samples in whole batches; evaluation stays RLlib's own, episode by episode.
+    """Samples in whole batches when `draw` asks; all else is RLlib's own, episode by episode.
 
-    It has no state of its own: what it draws follows from the seed, the worker, and how many
+    For batches it has no state of its own: what it draws follows from the seed, the worker, and how many
     samples the algorithm has, so a worker that was lost and replaced goes on where it should.
     """
 
@@ -37,6 +37,8 @@ class BatchEnvRunner(SingleAgentEnvRunner):
     config: Any
     env: Any
     module: Any
+
+    plays_batches = False
 
     def _sample(
         self,
@@ -47,7 +49,7 @@ class BatchEnvRunner(SingleAgentEnvRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> Any:
-        if self.config.in_evaluation or random_actions:
+        if not self.plays_batches or num_timesteps is None:
             return super()._sample(
                 num_timesteps=num_timesteps,
                 num_episodes=num_episodes,
@@ -55,13 +57,14 @@ class BatchEnvRunner(SingleAgentEnvRunner):
                 random_actions=random_actions,
                 force_reset=force_reset,
             )
-        wanted = num_timesteps if num_timesteps is not None else int(num_episodes or 0)
+        # Whatever episodes RLlib was playing here are cut off by the resets below.
+        self._needs_initial_reset = True
         done = self.num_env_steps_sampled_lifetime
         epsilon = self.config.epsilon_after(done) if explore else 0.0
         seed, generator = self._streams(done)
         env = self.env.unwrapped
         batches = []
-        for index in range(-(-wanted // self.num_envs)):
+        for index in range(-(-num_timesteps // self.num_envs)):
             seen, _ = env.reset(seed=seed if index == 0 else None)
             with self.metrics.log_time(RLMODULE_INFERENCE_TIMER):
                 arm, chance = self._choose(seen, epsilon, generator, explore=explore)
@@ -117,8 +120,11 @@ def draw(runner: Any, *, count: int, done: int) -> Drawn:
     """
     runner.num_env_steps_sampled_lifetime = done
     worker = int(runner.worker_index or 0)
+    runner.plays_batches = True
     try:
         columns = runner.sample(num_timesteps=count)
     except NotFinite as error:
         return worker, error, None
+    finally:
+        runner.plays_batches = False
     return worker, columns, runner.get_metrics()

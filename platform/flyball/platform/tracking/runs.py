@@ -286,8 +286,10 @@ def _experiment(client: MlflowClient, address: Address, name: str) -> str:
     found = client.get_experiment_by_name(name)
     location = None if address.artifacts is None else address.artifacts.as_uri()
     if found is not None and _was_moved(found.artifact_location, address.artifacts):
-        moved = f"{name} (files in {unquote(urlsplit(found.artifact_location).path)})"
-        client.rename_experiment(found.experiment_id, moved)
+        old = unquote(urlsplit(found.artifact_location).path)
+        client.rename_experiment(
+            found.experiment_id, f"{name} {found.experiment_id} (files in {old})"
+        )
         found = None
     if found is None:
         return str(client.create_experiment(name, artifact_location=location))
