@@ -24,10 +24,8 @@ from flyball.platform.presets import PRESETS, preset
 from flyball.platform.progress_bars import ProgressBars
 from flyball.platform.report import draw_ladder, ladder_table
 from flyball.platform.stages import JobResult, build_outcomes, build_path, run_job
-from flyball.platform.tracking import Tracking, open_tracking
-from flyball.platform.tracking.registry import load_governor
+from flyball.platform.tracking import Tracking, list_versions, load_governor, open_tracking
 from flyball.platform.tracking.serving import serve_model
-from flyball.platform.tracking.versions import list_versions
 
 __all__ = [
     "run_bench",

@@ -13,7 +13,7 @@ from flyball.datapaths.vgg import VggConfig
 from flyball.platform.cluster import check_ray_address
 from flyball.platform.job import Job
 from flyball.platform.run_folder import RunFolder, check_storage
-from flyball.platform.tracking.address import connect, resolve_address
+from flyball.platform.tracking import check_tracking
 
 __all__ = ["Prepared", "fitted_network", "prepare", "use_threads"]
 
@@ -48,9 +48,7 @@ def prepare(job: Job, *, report: Report = silent) -> Prepared:
         BadInput: whatever cannot be used; the command line ends with exit code 2.
     """
     runs = check_storage(Path(job.storage.root), least_free_mb=job.storage.least_free_mb)
-    tracking = resolve_address(job.tracking.uri, runs.root)
-    if tracking.database is None:  # a server; a database file of ours is made only when needed
-        connect(tracking)
+    check_tracking(job.tracking.uri, runs.root)
     address = check_ray_address(job.compute.ray_address)
     device = _device(job.compute.device)
     images = load_images(job.data, report=report)

@@ -7,8 +7,12 @@ from typing import Any
 from flyball.controllers.evaluate import Evaluation
 from flyball.platform.controller_stage import ControllerStage
 from flyball.platform.job import Job
-from flyball.platform.tracking import RunHandle, Tracking
-from flyball.platform.tracking.registry import RegisteredVersion, register_governor
+from flyball.platform.tracking import (
+    RegisteredVersion,
+    RunHandle,
+    Tracking,
+    register_governor,
+)
 
 __all__ = ["REPORT_FILES", "Published", "publish"]
 
@@ -53,7 +57,7 @@ def publish(
         StorageError, TrackingUnreachable: it cannot be recorded.
     """
     known = tracking.find_run(folder.name)
-    was_there = known is not None and is_finished(known)
+    was_there = known is not None and known.is_finished
     if known is not None and was_there:
         run = known
     else:
@@ -72,12 +76,6 @@ def publish(
     if not was_there:
         run.finish()
     return Published(run.run_id, run.link, version, was_there)
-
-
-def is_finished(run: RunHandle) -> bool:
-    """Whether the run was recorded to its end."""
-    info = run.tracking.client.get_run(run.run_id).info
-    return bool(info.status == "FINISHED")
 
 
 def _record_run(

@@ -29,8 +29,9 @@ Drawn = tuple[int, dict[str, NDArray[Any]] | NotFinite, Any]
 class BatchEnvRunner(SingleAgentEnvRunner):
     """Samples in whole batches when `draw` asks; all else is RLlib's own, episode by episode.
 
-    For batches it has no state of its own: what it draws follows from the seed, the worker, and how many
-    samples the algorithm has, so a worker that was lost and replaced goes on where it should.
+    For batches it has no state of its own: what it draws follows from the seed, the worker, and
+    how many samples the algorithm has, so a worker that was lost and replaced goes on where it
+    should.
     """
 
     # RLlib declares these as absent until its constructor has run.
