@@ -140,7 +140,7 @@ def test_arms_are_drawn_as_often_as_their_probability_says() -> None:
 def test_an_arm_without_probability_is_never_drawn() -> None:
     generator = torch.Generator().manual_seed(0)
     arm = sample_arms(torch.tensor([0.0, 1.0, 0.0]).repeat(100_000, 1), generator)
-    assert arm.unique().tolist() == [1]
+    assert bool((arm == 1).all())
 
 
 def test_one_generator_state_draws_one_batch_of_arms() -> None:

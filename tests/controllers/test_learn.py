@@ -80,7 +80,7 @@ def test_the_papers_gradient_collapses_where_the_corrected_ones_solve(
         assert share_of_best(learned, identity) < 0.6
         assert learned.curve[-1][2] < 0.05
         assert chosen[-1] < ARMS - 1
-        assert len(chosen.unique()) < ARMS
+        assert len(set(chosen.tolist())) < ARMS
 
 
 def test_the_papers_published_settings_hardly_leave_the_uniform_policy(

@@ -35,16 +35,14 @@ def config_for(outcomes: str, **training: Any) -> ThrottleBanditConfig:
         ThrottleBanditConfig()
         .environment("flyball/ThrottleBandit-v0", env_config={"atlas": outcomes})
         .env_runners(num_envs_per_env_runner=64)
-        .training(
-            **{"train_batch_size_per_learner": 64, "updates_per_iteration": 4} | training  # type: ignore[arg-type]
-        )
+        .training(**{"train_batch_size_per_learner": 64, "updates_per_iteration": 4} | training)
         .debugging(seed=3)
     )
 
 
 @contextmanager
 def running(config: ThrottleBanditConfig) -> Iterator[Any]:
-    algorithm = config.build_algo()
+    algorithm: Any = config.build_algo()
     try:
         yield algorithm
     finally:
@@ -121,7 +119,7 @@ def test_a_checkpoint_alone_rebuilds_the_algorithm(outcomes: str, tmp_path: Path
         algorithm.train()
         algorithm.save_to_path(str(tmp_path))
         weights = weights_of(algorithm)
-    restored = ThrottleBandit.from_checkpoint(str(tmp_path))
+    restored: Any = ThrottleBandit.from_checkpoint(str(tmp_path))
     try:
         assert_same(weights, weights_of(restored))
     finally:

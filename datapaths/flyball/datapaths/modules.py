@@ -19,7 +19,7 @@ from flyball.kernels import (
     linear_active,
 )
 
-__all__ = ["Norm", "TConv2d", "TLinear"]
+__all__ = ["Norm", "TConv2d", "TLinear", "component_width"]
 
 Norm = Literal["none", "group"]
 
@@ -42,7 +42,7 @@ class TConv2d(nn.Module):
     def __init__(self, inputs: int, outputs: int, components: int, norm: Norm) -> None:
         super().__init__()
         self.components = components
-        self.width = _component_width("convolution", outputs, components)
+        self.width = component_width("convolution", outputs, components)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none")
         self.norm = nn.GroupNorm(components, outputs) if norm == "group" else None
 
@@ -90,7 +90,7 @@ class TLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, components: int) -> None:
         super().__init__()
         self.components = components
-        self.width = _component_width("linear layer", outputs, components)
+        self.width = component_width("linear layer", outputs, components)
         self.linear = nn.Linear(inputs, outputs)
 
     def sliced(self, x: Tensor, active_in: Active, active: Active) -> Tensor:
@@ -104,8 +104,13 @@ class TLinear(nn.Module):
         return y * mask.repeat_interleave(self.width, dim=1).to(y.dtype)
 
 
-def _component_width(what: str, outputs: int, components: int) -> int:
-    if components < 1 or outputs % components:
+def component_width(what: str, outputs: int, components: int) -> int:
+    """Channels or features of one component.
+
+    Raises:
+        InvalidSetting: the components cannot share the outputs equally.
+    """
+    if components < 1 or outputs < 1 or outputs % components:
         raise InvalidSetting(
             f"The components of a {what} share its outputs equally: {components} components do "
             f"not divide {outputs} outputs. Choose a divisor with --set path.components=N."

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from flyball.datapaths.cost import LayerCost
 from flyball.datapaths.errors import InvalidSetting
-from flyball.datapaths.modules import Norm, TConv2d, TLinear
+from flyball.datapaths.modules import Norm, TConv2d, TLinear, component_width
 from flyball.kernels import Active, expand_active, linear_active
 
 __all__ = ["ThrottleableVgg", "VggConfig", "VggOutput", "small_vgg", "vgg_d"]
@@ -42,10 +42,10 @@ class VggConfig:
     gating: Literal["nested", "independent"] = "nested"
 
     def __post_init__(self) -> None:
-        """Checks that the image survives its pools.
+        """Checks that the image survives its pools and that components share every layer.
 
         Raises:
-            InvalidSetting: it does not, or there is no convolution.
+            InvalidSetting: they do not, or there is no convolution.
         """
         shrink = 2 ** len(self.stages)
         if not self.stages or not all(self.stages):
@@ -53,6 +53,10 @@ class VggConfig:
                 f"A VGG has at least one convolution in every stage; stages are {self.stages}. "
                 "Give for example stages=((32,), (64,))."
             )
+        for stage in self.stages:
+            for outputs in stage:
+                component_width("convolution", outputs, self.components)
+        component_width("linear layer", self.hidden, self.components)
         if self.image_size % shrink or self.image_size < shrink:
             fitting = max(shrink, self.image_size // shrink * shrink)
             raise InvalidSetting(

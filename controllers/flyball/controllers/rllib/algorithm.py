@@ -79,7 +79,9 @@ class ThrottleBanditConfig(AlgorithmConfig):
         # RLlib would replace a gradient that is not finite by zeros and go on; ours stops the
         # run instead, so the check is left out.
         self.torch_skip_nan_gradients = True
+        # No connector keeps a state, and no thread is needed to watch the machine.
         self._dont_auto_sync_env_runner_states = True
+        self.log_sys_usage = False
         self.evaluation(evaluation_config={"explore": False})
 
     def environment(self, env: Any = UNSET, **kwargs: Any) -> Self:

@@ -62,7 +62,7 @@ def ppo_config(
             vf_clip_param=float("inf"),
         )
         .rl_module(rl_module_spec=_spec(PolicyValueModule, env_config, config, controller))
-        .debugging(seed=config.seed)
+        .debugging(seed=config.seed, log_sys_usage=False)
     )
     return built
 
@@ -116,7 +116,7 @@ def dqn_config(
         .rl_module(
             rl_module_spec=_spec(QModule, env_config, config, controller, settings=exploration)
         )
-        .debugging(seed=config.seed)
+        .debugging(seed=config.seed, log_sys_usage=False)
     )
     return built
 

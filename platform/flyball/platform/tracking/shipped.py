@@ -12,9 +12,9 @@ import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-from flyball.controllers.export import HEADER_FILE, ONNX_FILE, PROGRAM_FILE
+from flyball.controllers.export import HEADER_FILE, ONNX_FILE, PROGRAM_FILE, load_controller
 from flyball.datapaths.errors import CorruptArtifact
-from flyball.datapaths.frozen import SPEC_FILE, WEIGHTS_FILE, FrozenDataPath
+from flyball.datapaths.frozen import FrozenDataPath
 from flyball.platform.governor import CONTROLLER_FOLDER, PATH_FOLDER
 
 __all__ = ["requirements", "ship_code", "ship_weights", "signature_of"]
@@ -45,22 +45,21 @@ def ship_code(folder: Path) -> Path:
 
 
 def ship_weights(path_folder: Path, controller_folder: Path, folder: Path) -> Path:
-    """Copies the weights alone, and nothing else that lies beside them, as `Governor.load` reads.
+    """Puts the weights alone, and nothing else that lies beside them, as `Governor.load` reads.
+
+    The data path is shipped with the controller's arms: its own are only a default.
 
     Raises:
-        CorruptArtifact: one of the files is missing.
+        ArtifactError: one of the files is missing or damaged.
     """
-    wanted = {
-        PATH_FOLDER: (path_folder, (WEIGHTS_FILE, SPEC_FILE), ()),
-        CONTROLLER_FOLDER: (controller_folder, (PROGRAM_FILE, HEADER_FILE), (ONNX_FILE,)),
-    }
-    for name, (source, needed, optional) in wanted.items():
-        (folder / name).mkdir(parents=True)
-        for file in (*needed, *optional):
-            if (source / file).is_file():
-                shutil.copy(source / file, folder / name / file)
-            elif file in needed:
-                raise CorruptArtifact(f"{source / file} does not exist. Build it again.")
+    (folder / CONTROLLER_FOLDER).mkdir(parents=True)
+    for file in (PROGRAM_FILE, HEADER_FILE, ONNX_FILE):
+        if (controller_folder / file).is_file():
+            shutil.copy(controller_folder / file, folder / CONTROLLER_FOLDER / file)
+        elif file != ONNX_FILE:
+            raise CorruptArtifact(f"{controller_folder / file} does not exist. Build it again.")
+    arms = load_controller(controller_folder).arms
+    FrozenDataPath.load(path_folder).with_arms(arms).save(folder / PATH_FOLDER)
     return folder
 
 
