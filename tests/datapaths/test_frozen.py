@@ -124,6 +124,20 @@ def test_it_comes_back_from_disk_with_the_same_answers(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["path.json", "path.safetensors"]
 
 
+def test_a_path_fresh_from_training_answers_as_the_saved_one(tmp_path: Path) -> None:
+    """Training leaves weights in channels-last order, which rounds differently."""
+    config = small_vgg(in_channels=1, image_size=8)
+    network = ThrottleableVgg(config)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    path = FrozenDataPath(network, PathSpec(config, (), CLASSES, (0.3,), (0.4,)))
+    path.save(tmp_path)
+    images = torch.rand(9, 1, 8, 8)
+    assert torch.equal(FrozenDataPath.load(tmp_path)(images, 1.0).output, path(images, 1.0).output)
+    assert all(parameter.is_contiguous() for parameter in path.parameters())
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, 20_000])
 def test_a_truncated_weights_file_is_refused(tmp_path: Path, keep: int) -> None:
     frozen().save(tmp_path)

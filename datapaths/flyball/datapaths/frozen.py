@@ -106,6 +106,8 @@ class FrozenDataPath(nn.Module):
                 f"Every logit has a class name: the network tells {config.classes} classes apart, "
                 f"{len(spec.classes)} are named. Name them all."
             )
+        # Training may leave another memory format, and other formats round differently.
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.network = network.requires_grad_(False).eval()
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).reshape(1, -1, 1, 1))

@@ -28,7 +28,7 @@ from flyball.controllers.learn import OptimizerName
 from flyball.controllers.networks import ControllerConfig
 from flyball.controllers.rllib.learners import ROW, UPDATES, AtlasLearner, SampleLearner
 from flyball.controllers.rllib.modules import PolicyModule, module_spec
-from flyball.controllers.rllib.runner import BatchEnvRunner, draw
+from flyball.controllers.rllib.runner import BatchEnvRunner, draw, joined_columns
 from flyball.controllers.rllib.tables import check_plain, count_rows
 from flyball.datapaths.errors import FlyballError, InvalidSetting, NotFinite, unknown_name
 from flyball.envs import ENVIRONMENT_IDS, ThrottleBanditVector
@@ -259,7 +259,7 @@ class ThrottleBandit(Algorithm):
                 parts.append(columns)
         if not parts:
             return
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        columns = joined_columns(parts)
         self._update(columns, len(next(iter(columns.values()))))
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)

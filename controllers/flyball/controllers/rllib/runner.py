@@ -3,6 +3,7 @@
 B environments, K arms.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from ray.rllib.utils.metrics import (
 from flyball.controllers.estimators import behaviour, sample_arms
 from flyball.datapaths.errors import NotFinite
 
-__all__ = ["BatchEnvRunner", "Drawn", "draw"]
+__all__ = ["BatchEnvRunner", "Drawn", "Samples", "draw", "joined_columns"]
 
-Drawn = tuple[int, dict[str, NDArray[Any]] | NotFinite, Any]
+Samples = dict[str, NDArray[Any]]
+Drawn = tuple[int, Samples | NotFinite, Any]
 """(worker, columns of samples or what stopped them, metrics)."""
 
 
@@ -70,12 +72,17 @@ class BatchEnvRunner(SingleAgentEnvRunner):
             with self.metrics.log_time(RLMODULE_INFERENCE_TIMER):
                 arm, chance = self._choose(seen, epsilon, generator, explore=explore)
             paid = env.step(arm)[1]
-            batches.append((seen, arm, np.asarray(paid, np.float32), chance))
+            batches.append(
+                {
+                    Columns.OBS: seen,
+                    Columns.ACTIONS: arm,
+                    Columns.REWARDS: np.asarray(paid, np.float32),
+                    Columns.ACTION_PROB: chance,
+                }
+            )
         if not batches:
             return {}
-        names = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.ACTION_PROB)
-        whole = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        columns = dict(zip(names, whole, strict=True))
+        columns = joined_columns(batches)
         self._log_returns(columns[Columns.REWARDS])
         return columns
 
@@ -106,6 +113,13 @@ class BatchEnvRunner(SingleAgentEnvRunner):
         self.metrics.log_value(EPISODE_RETURN_MEAN, float(rewards.mean()), window=1)
         self.metrics.log_value(EPISODE_RETURN_MIN, float(rewards.min()), reduce="min", window=1)
         self.metrics.log_value(EPISODE_RETURN_MAX, float(rewards.max()), reduce="max", window=1)
+
+
+def joined_columns(parts: Sequence[Samples]) -> Samples:
+    """The samples of all parts, one after another; a single part is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def draw(runner: Any, *, count: int, done: int) -> Drawn:
