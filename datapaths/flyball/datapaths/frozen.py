@@ -107,7 +107,7 @@ class FrozenDataPath(nn.Module):
                 f"{len(spec.classes)} are named. Name them all."
             )
         # Training may leave another memory format, and other formats round differently.
-        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        network.to(memory_format=torch.contiguous_format)
         self.network = network.requires_grad_(False).eval()
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).reshape(1, -1, 1, 1))
