@@ -52,6 +52,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # RLlib warns at every start that its new API stack is on, which is what we want.
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     is_local = address in (None, "local")
     if is_local:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
