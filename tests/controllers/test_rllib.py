@@ -1,6 +1,5 @@
 """The RLlib algorithm itself: equal to plain torch, repeatable, resumable, and it stops at NaN."""
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,7 +180,6 @@ def test_a_reward_that_is_not_finite_stops_the_build_and_names_row_and_arm(outco
     config = config_for(outcomes).environment(env_config={"atlas": outcomes, "reward": _breaks})
     with pytest.raises(NotFinite, match="arm 4"):
         config.build_algo()
-    gc.collect()
 
 
 def test_lost_runners_leave_a_partial_batch_or_none_and_the_run_goes_on(outcomes: str) -> None:

@@ -38,7 +38,8 @@ class Shell:
         options = [f"storage.root={self.root / 'runs'}", f"data.cache={self.root / 'cache'}"]
         texts = [part for text in (*options, *QUICK, *settings) for part in ("--set", text)]
         code = main(["train", preset, *texts])
-        return code, self.capture.readouterr().err.strip().splitlines()[-1]
+        said = self.capture.readouterr().err.strip().splitlines()
+        return code, said[-1] if said else ""
 
     def written(self) -> dict[str, bytes]:
         return {

@@ -100,11 +100,14 @@ class LearnConfig:
             _check(name, value, isinstance(value, int) and value >= 1, "a whole number >= 1")
         for name in ("learning_rate", "entropy", "weight_decay"):
             value = getattr(self, name)
-            is_fine = math.isfinite(value) and (value > 0 or (value == 0 and name[0] != "l"))
-            _check(name, value, is_fine, "finite and > 0" if name[0] == "l" else "finite and >= 0")
+            is_finite = isinstance(value, int | float) and math.isfinite(value)
+            least = "> 0" if name == "learning_rate" else ">= 0"
+            is_fine = is_finite and (value > 0 or (value == 0 and least == ">= 0"))
+            _check(name, value, is_fine, f"finite and {least}")
         for name in ("epsilon_start", "epsilon_end"):
             value = getattr(self, name)
-            _check(name, value, 0.0 <= value < 1.0, "in [0, 1)")
+            is_share = isinstance(value, int | float) and 0.0 <= value < 1.0
+            _check(name, value, is_share, "in [0, 1)")
         _check("seed", self.seed, isinstance(self.seed, int) and self.seed >= 0, "an int >= 0")
         if self.algorithm == "rllib_runner" and self.estimator == "all_arm":
             raise InvalidSetting(

@@ -1,46 +1,47 @@
-"""Throttleable networks, their training, their exact cost, and the outcome atlas."""
+"""Throttleable networks, their training, their exact cost, and the outcome atlas.
 
-from flyball.datapaths.arms import default_arms, validated_arms
-from flyball.datapaths.atlas import AtlasHeader, OutcomeAtlas
-from flyball.datapaths.cost import executed_macs, linear_macs, measured_macs
-from flyball.datapaths.data import DataConfig, ImageSet, load_images
-from flyball.datapaths.errors import BadInput, FlyballError
-from flyball.datapaths.frozen import Answer, FrozenDataPath, PathSpec
-from flyball.datapaths.outcomes import OutcomesConfig, build_atlas
-from flyball.datapaths.phase1 import Phase1Config, Phase1Result, train_phase1
-from flyball.datapaths.progress import Progress, Report
-from flyball.datapaths.splits import SPLITS
-from flyball.datapaths.tasks import Judgement, judge
-from flyball.datapaths.vgg import ThrottleableVgg, VggConfig, small_vgg, vgg_d
+Names are loaded on first use: whoever needs an error class alone does not wait for torch.
+"""
 
-__all__ = [
-    "SPLITS",
-    "Answer",
-    "AtlasHeader",
-    "BadInput",
-    "DataConfig",
-    "FlyballError",
-    "FrozenDataPath",
-    "ImageSet",
-    "Judgement",
-    "OutcomeAtlas",
-    "OutcomesConfig",
-    "PathSpec",
-    "Phase1Config",
-    "Phase1Result",
-    "Progress",
-    "Report",
-    "ThrottleableVgg",
-    "VggConfig",
-    "build_atlas",
-    "default_arms",
-    "executed_macs",
-    "judge",
-    "linear_macs",
-    "load_images",
-    "measured_macs",
-    "small_vgg",
-    "train_phase1",
-    "validated_arms",
-    "vgg_d",
-]
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Answer": "frozen",
+    "AtlasHeader": "atlas",
+    "BadInput": "errors",
+    "DataConfig": "data",
+    "FlyballError": "errors",
+    "FrozenDataPath": "frozen",
+    "ImageSet": "data",
+    "Judgement": "tasks",
+    "OutcomeAtlas": "atlas",
+    "OutcomesConfig": "outcomes",
+    "PathSpec": "frozen",
+    "Phase1Config": "schedules",
+    "Phase1Result": "phase1",
+    "Progress": "progress",
+    "Report": "progress",
+    "SPLITS": "splits",
+    "ThrottleableVgg": "vgg",
+    "VggConfig": "vgg",
+    "build_atlas": "outcomes",
+    "default_arms": "arms",
+    "executed_macs": "cost",
+    "judge": "tasks",
+    "linear_macs": "cost",
+    "load_images": "data",
+    "measured_macs": "cost",
+    "small_vgg": "vgg",
+    "train_phase1": "phase1",
+    "validated_arms": "arms",
+    "vgg_d": "vgg",
+}
+
+__all__ = tuple(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"flyball.datapaths has no {name!r}; public: {', '.join(_HOMES)}")
+    return getattr(importlib.import_module(f"flyball.datapaths.{_HOMES[name]}"), name)
