@@ -38,7 +38,7 @@ _HOMES = {
     "vgg_d": "vgg",
 }
 
-__all__ = tuple(_HOMES)  # noqa: PLE0605
+__all__ = tuple(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
