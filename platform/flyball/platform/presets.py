@@ -1,8 +1,9 @@
 """Presets: functions that return a whole job. A new one is a function and a line in `PRESETS`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from flyball.controllers.learn import LearnConfig
+from flyball.controllers.learn import LearnConfig, paper_settings
 from flyball.controllers.networks import ControllerConfig
 from flyball.datapaths.data import DataConfig
 from flyball.datapaths.errors import unknown_name
@@ -11,9 +12,7 @@ from flyball.datapaths.vgg import small_vgg, vgg_d
 from flyball.envs.reward import RewardConfig
 from flyball.platform.job import ComputeConfig, Job
 
-__all__ = ["DEFAULT_PRESET", "PRESETS", "cifar10_vgg", "digits", "preset"]
-
-DEFAULT_PRESET = "digits"
+__all__ = ["PRESETS", "cifar10_vgg", "digits", "digits_paper", "preset"]
 
 
 def digits() -> Job:
@@ -27,6 +26,21 @@ def digits() -> Job:
         controller=ControllerConfig(kind="context_head"),
         learn=LearnConfig(updates=1000),
         compute=ComputeConfig(threads=1),
+    )
+
+
+def digits_paper() -> Job:
+    """The digits with the controller learned exactly as published: to compare, not to use.
+
+    TNN section 4.5 and Algorithm 1: the controller sees the image; epsilon-greedy, -log pi r
+    without baseline or correction; RMSprop at 1e-7, batches of 15, 10 epochs; cost without the controller.
+    """
+    return replace(
+        digits(),
+        name="digits_paper",
+        reward=RewardConfig(),
+        controller=ControllerConfig(kind="image_cnn"),
+        learn=paper_settings(updates=300),
     )
 
 
@@ -47,7 +61,11 @@ def cifar10_vgg() -> Job:
     )
 
 
-PRESETS: dict[str, Callable[[], Job]] = {"digits": digits, "cifar10_vgg": cifar10_vgg}
+PRESETS: dict[str, Callable[[], Job]] = {
+    "digits": digits,
+    "digits_paper": digits_paper,
+    "cifar10_vgg": cifar10_vgg,
+}
 
 
 def preset(name: str) -> Job:
