@@ -33,7 +33,7 @@ def digits_paper() -> Job:
     """The digits with the controller learned exactly as published: to compare, not to use.
 
     TNN section 4.5 and Algorithm 1: the controller sees the image; epsilon-greedy, -log pi r
-    without baseline or correction; RMSprop at 1e-7, batches of 15, 10 epochs; cost without the controller.
+    without baseline or correction; RMSprop at 1e-7, batches of 15, 10 epochs; cost is gross.
     """
     return replace(
         digits(),
