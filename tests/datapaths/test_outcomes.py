@@ -199,6 +199,11 @@ def test_a_pickle_and_a_foreign_header_are_refused(
     header.write_text(json.dumps({"format": 99}))
     with pytest.raises(CorruptArtifact, match="not the header of an outcome atlas"):
         OutcomeAtlas.open(tmp_path)
+    header.write_text(
+        json.dumps({"format": 1, "bytes": (tmp_path / "atlas.safetensors").stat().st_size})
+    )
+    with pytest.raises(CorruptArtifact, match="lacks a table or a field"):
+        OutcomeAtlas.open(tmp_path)
     header.write_bytes(b"\x80\x04.")
     with pytest.raises(PickleRefused, match="Flyball loads none"):
         OutcomeAtlas.open(tmp_path)

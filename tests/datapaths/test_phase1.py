@@ -90,6 +90,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> N
         trained(SHORT, folder=tmp_path, report=interrupt)
     resumed = trained(SHORT, folder=tmp_path)
     assert resumed.resumed_from == 2
+    assert resumed.forwards == 1200 * 4  # one epoch was left
     for name, tensor in resumed.network.state_dict().items():
         assert torch.equal(tensor, undisturbed[name]), name
 

@@ -42,7 +42,7 @@ class AtlasHeader:
         path_fingerprint: of the frozen data path that answered.
         data_fingerprint: of the image set that was asked about.
         classes: class names; `answer` and `label` index them.
-        full_macs: executed multiply-accumulates of the data path at u = 1.
+        full_macs: multiply-accumulates of the data path at u = 1, counted by `cost_model`.
         context_macs: multiply-accumulates that the context of one sample costs; the context
             pass is the lowest arm.
         cost_model: how `macs` was counted, "executed" or "linear".
@@ -228,19 +228,19 @@ class OutcomeAtlas:
                 f"The bytes of {file} are not those its header names: it was altered. "
                 "Delete the folder and run `flyball outcomes` again."
             )
-        known = AtlasHeader.__dataclass_fields__
-        fields = {name: header[name] for name in known if name in header}
-        fields["classes"] = tuple(header["classes"])
         try:
+            known = AtlasHeader.__dataclass_fields__
+            fields = {name: header[name] for name in known if name in header}
+            fields["classes"] = tuple(header["classes"])
             return cls(
                 arms=validated_arms(header["arms"]),
                 context=tensors.pop("context", None),
                 header=AtlasHeader(**fields),
                 **tensors,
             ).checked()
-        except TypeError as error:
+        except (KeyError, TypeError) as error:
             raise CorruptArtifact(
-                f"{file} lacks a table of an outcome atlas ({error}). "
+                f"{folder} lacks a table or a field of an outcome atlas ({error}). "
                 "Delete the folder and run `flyball outcomes` again."
             ) from error
 

@@ -127,4 +127,6 @@ def unknown_name(kind: str, given: str, known: Iterable[str], *, advice: str = "
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     tail = f" {advice}" if advice else ""
-    return UnknownName(f"There is no {kind} {given!r}.{hint} Known: {', '.join(names)}.{tail}")
+    return UnknownName(
+        f"There is no {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}.{tail}"
+    )

@@ -34,22 +34,25 @@ def map_tensors(file: Path) -> dict[str, NDArray[Any]]:
         raise CorruptArtifact(_broken(file, "it does not exist")) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorruptArtifact(_broken(file, f"its header is not JSON ({error})")) from error
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        first, last = entry["data_offsets"]
-        dtype = np.dtype(_DTYPES[entry["dtype"]])
-        if 8 + length + last > size or last - first != dtype.itemsize * int(
-            np.prod(entry["shape"], dtype=np.int64)
-        ):
-            raise CorruptArtifact(_broken(file, f"table {name!r} runs past its end"))
-        shape = tuple(entry["shape"])
-        if last == first:
-            arrays[name] = np.zeros(shape, dtype)
-        else:
-            arrays[name] = np.memmap(file, dtype, "r", offset=8 + length + first, shape=shape)
-    return arrays
+    try:
+        return {
+            name: _mapped(file, name, entry, 8 + length, size)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptArtifact(_broken(file, f"its header is damaged ({error!r})")) from error
+
+
+def _mapped(file: Path, name: str, entry: Any, start: int, size: int) -> NDArray[Any]:
+    first, last = entry["data_offsets"]
+    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    wanted = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if start + last > size or last - first != wanted:
+        raise CorruptArtifact(_broken(file, f"table {name!r} runs past its end"))
+    if last == first:
+        return np.zeros(shape, dtype)
+    return np.memmap(file, dtype, "r", offset=start + first, shape=shape)
 
 
 def _broken(file: Path, what: str) -> str:

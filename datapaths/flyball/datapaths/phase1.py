@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyball.datapaths.checkpoint import plan_of, resume_checkpoint, save_checkpoint
-from flyball.datapaths.errors import InvalidSetting, NotFinite
+from flyball.datapaths.errors import NotFinite
 from flyball.datapaths.gates import (
     independent_mask,
     nested_mask,
@@ -26,7 +26,12 @@ from flyball.datapaths.gates import (
     served_components,
 )
 from flyball.datapaths.progress import Progress, Report, silent
-from flyball.datapaths.schedules import Phase1Config, incremental_utilization, learning_rate_at
+from flyball.datapaths.schedules import (
+    Phase1Config,
+    check_schedule,
+    incremental_utilization,
+    learning_rate_at,
+)
 from flyball.datapaths.vgg import ThrottleableVgg
 
 __all__ = ["Phase1Config", "Phase1Result", "train_phase1"]
@@ -39,7 +44,7 @@ class Phase1Result:
     Attributes:
         network: trained, in evaluation mode.
         losses: mean loss of every epoch.
-        forwards: sample passes through the network, all arms counted.
+        forwards: sample passes through the network in this call, all arms counted.
         seconds: wall-clock time of this call.
         resumed_from: epochs that a checkpoint had already done; 0 if none.
     """
@@ -73,18 +78,14 @@ def train_phase1(
         mean, std: of the channels on the [0, 1] scale.
         folder: where checkpoints go; one found there is resumed. None: none are made.
         device: torch device.
-        report: hears of progress a few times a second.
+        report: hears of every step.
 
     Raises:
         NotFinite: a loss is NaN or infinite; names epoch and step.
         ForeignArtifact: the folder holds the checkpoint of another training.
         InvalidSetting: the sandwich is asked of independent gates, which have no full-to-low order.
     """
-    if config.schedule == "sandwich" and network.config.gating != "nested":
-        raise InvalidSetting(
-            "The sandwich rule needs nested gates: it teaches each smaller network as a part of "
-            "the full one. Train independent gates with --set phase1.schedule=uniform."
-        )
+    check_schedule(config, network.config)
     start = time.monotonic()
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -96,7 +97,7 @@ def train_phase1(
     )
     plan = plan_of(network, config, labels)
     losses, forwards = resume_checkpoint(folder, plan, network, optimizer)
-    resumed, saved = len(losses), time.monotonic()
+    before, resumed, saved = forwards, len(losses), time.monotonic()
     steps = math.ceil(len(labels) / config.batch_size)
     scale = [torch.tensor(v, device=device).reshape(1, -1, 1, 1) for v in (mean, std)]
     for epoch in range(resumed, config.epochs):
@@ -140,7 +141,7 @@ def train_phase1(
             saved = time.monotonic()
     network.to("cpu").eval()
     seconds = time.monotonic() - start
-    return Phase1Result(network, tuple(losses), forwards, seconds, resumed)
+    return Phase1Result(network, tuple(losses), forwards - before, seconds, resumed)
 
 
 def _backward(

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flyball.datapaths.errors import InvalidSetting
+from flyball.datapaths.vgg import VggConfig
 
-__all__ = ["Phase1Config", "Schedule", "incremental_utilization", "learning_rate_at"]
+__all__ = [
+    "Phase1Config",
+    "Schedule",
+    "check_schedule",
+    "incremental_utilization",
+    "learning_rate_at",
+]
 
 Schedule = Literal["uniform", "incremental", "sandwich"]
 
@@ -97,3 +104,16 @@ def learning_rate_at(config: Phase1Config, epoch: float) -> float:
 def incremental_utilization(config: Phase1Config, epoch: int) -> float:
     """u of the incremental schedule: + `increment` every `epochs_per_increment` epochs, up to 1."""
     return min(1.0, config.increment * (1 + epoch // config.epochs_per_increment))
+
+
+def check_schedule(config: Phase1Config, network: VggConfig) -> None:
+    """Refuses a schedule that the network's gates cannot follow.
+
+    Raises:
+        InvalidSetting: the sandwich is asked of independent gates, which have no order to teach by.
+    """
+    if config.schedule == "sandwich" and network.gating != "nested":
+        raise InvalidSetting(
+            "The sandwich rule needs nested gates: it teaches each smaller network as a part of "
+            "the full one. Train independent gates with --set phase1.schedule=uniform."
+        )

@@ -25,6 +25,7 @@ from flyball.platform.progress_bars import ProgressBars
 from flyball.platform.report import draw_ladder, ladder_table
 from flyball.platform.stages import JobResult, build_outcomes, build_path, run_job
 from flyball.platform.tracking import Tracking, list_versions, load_governor, open_tracking
+from flyball.platform.tracking.address import resolve_address
 from flyball.platform.tracking.serving import serve_model
 
 __all__ = [
@@ -145,6 +146,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """Prints the ladder of the newest finished job of a preset, and draws its picture again."""
+    ignored = [text for text in options.settings if not text.startswith("storage.root=")]
+    if ignored:
+        raise InvalidSetting(
+            f"`flyball report` shows the newest finished job of a preset as it was; {ignored[0]!r} "
+            "cannot change it. For other settings run `flyball evaluate` with them."
+        )
     job = _job(options)
     folder = _newest_job(job)
     evaluation = Evaluation.from_json(read_json(folder / "evaluation.json"))
@@ -159,7 +166,8 @@ def run_report(options: argparse.Namespace) -> int:
 def run_models(options: argparse.Namespace) -> int:
     """Lists the registered versions of a preset's governor, newest first."""
     job = _job(options)
-    versions = list_versions(_tracking(job), job.model_name)
+    tracking = _tracking_there(job)
+    versions = () if tracking is None else list_versions(tracking, job.model_name)
     lines = [f"{job.model_name}: {len(versions)} versions"]
     lines += [
         f"  version {v.version:>3}  {', '.join(v.aliases) or '-':<22} "
@@ -226,7 +234,23 @@ def run_bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tracking_there(job: Job) -> Tracking | None:
+    """Where runs are recorded; None if that is a local database which does not exist yet."""
+    database = resolve_address(job.tracking.uri, Path(job.storage.root)).database
+    return None if database is not None and not database.exists() else _open(job)
+
+
 def _tracking(job: Job) -> Tracking:
+    tracking = _tracking_there(job)
+    if tracking is None:
+        raise DataError(
+            f"Nothing is registered under {job.storage.root} yet. "
+            f"Run `flyball train {job.name}` first."
+        )
+    return tracking
+
+
+def _open(job: Job) -> Tracking:
     return open_tracking(
         job.tracking.uri, Path(job.storage.root), experiment=job.tracking.experiment
     )

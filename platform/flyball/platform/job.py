@@ -1,5 +1,6 @@
 """A job: all that one run of the main job does, as one typed value; nothing here does it."""
 
+import re
 from dataclasses import dataclass, field
 
 from flyball.controllers.evaluate import EvaluationConfig
@@ -9,7 +10,7 @@ from flyball.datapaths.arms import default_arms, validated_arms
 from flyball.datapaths.data import DataConfig
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.outcomes import OutcomesConfig
-from flyball.datapaths.phase1 import Phase1Config
+from flyball.datapaths.schedules import Phase1Config, check_schedule
 from flyball.datapaths.vgg import VggConfig
 from flyball.envs.reward import RewardConfig
 
@@ -68,7 +69,7 @@ class ComputeConfig:
         Raises:
             InvalidSetting: the device is not one, or the count is negative.
         """
-        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise InvalidSetting(
                 f"compute.device is auto, cpu, cuda or cuda:N, not {self.device!r}. "
                 "Leave it out to take the GPU where there is one."
@@ -117,8 +118,10 @@ class Job:
 
         Raises:
             InvalidArms: the arms are out of order, repeated, or outside (0, 1].
+            InvalidSetting: the schedule does not suit the gates.
         """
         object.__setattr__(self, "arms", validated_arms(self.arms))
+        check_schedule(self.phase1, self.path)
 
     @property
     def model_name(self) -> str:

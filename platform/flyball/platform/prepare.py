@@ -13,7 +13,7 @@ from flyball.datapaths.vgg import VggConfig
 from flyball.platform.cluster import check_ray_address
 from flyball.platform.job import Job
 from flyball.platform.run_folder import RunFolder, check_storage
-from flyball.platform.tracking import check_tracking
+from flyball.platform.tracking import check_tracking, checked_name
 
 __all__ = ["Prepared", "fitted_network", "prepare", "use_threads"]
 
@@ -51,7 +51,12 @@ def prepare(job: Job, *, report: Report = silent) -> Prepared:
     check_tracking(job.tracking.uri, runs.root)
     address = check_ray_address(job.compute.ray_address)
     device = _device(job.compute.device)
-    images = load_images(job.data, report=report)
+    checked_name(job.model_name)
+    images = load_images(
+        job.data,
+        report=report,
+        check_shape=lambda shape: check_shape(job.path, shape, job.data.name),
+    )
     network = fitted_network(job.path, images)
     for split in SPLITS:
         if not len(images.rows(split)):
@@ -76,23 +81,39 @@ def fitted_network(network: VggConfig, images: ImageSet) -> VggConfig:
     Raises:
         DataError: the images' size or channels are not the network's.
     """
+    check_shape(network, images.shape, images.name)
+    return replace(network, classes=len(images.classes))
+
+
+def check_shape(network: VggConfig, shape: tuple[int, int, int], name: str) -> None:
+    """Refuses images that the network cannot take.
+
+    Args:
+        network: the data path's structure.
+        shape: (C, H, W) of an image.
+        name: of the data set.
+
+    Raises:
+        DataError: the shape is not the network's.
+    """
     wanted = (network.in_channels, network.image_size, network.image_size)
-    if images.shape != wanted:
+    if shape != wanted:
         raise DataError(
             f"The network takes images of shape {wanted} (channels, height, width); those of "
-            f"{images.name} are {images.shape}. Resize them with --set "
-            f"data.image_size={network.image_size}, or fit the network with --set "
-            f"path.image_size={images.shape[1]} --set path.in_channels={images.shape[0]}."
+            f"{name} are {shape}. Resize them with --set data.image_size={network.image_size}, "
+            f"or fit the network with --set path.image_size={shape[1]} "
+            f"--set path.in_channels={shape[0]}."
         )
-    return replace(network, classes=len(images.classes))
 
 
 def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
+    index = int(asked.partition(":")[2] or 0) if asked != "cpu" else -1
+    count = torch.cuda.device_count()
+    if index >= count:
         raise InvalidSetting(
-            f"compute.device is {asked!r}, and torch sees no CUDA device here. "
+            f"compute.device is {asked!r}, and torch sees {count} CUDA devices here. "
             "Leave it out, or set --set compute.device=cpu."
         )
     return asked

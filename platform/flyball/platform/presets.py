@@ -47,8 +47,7 @@ def digits_paper() -> Job:
 def cifar10_vgg() -> Job:
     """CIFAR-10 on the paper's VGG-D cut, GroupNorm in every component; set data.root to the data.
 
-    The schedule fits an hour on two cores; on a GPU give --set phase1.epochs=100
-    --set phase1.precision=bfloat16.
+    The short schedule takes about an hour on two cores; on a GPU give --set phase1.epochs=100.
     """
     return Job(
         name="cifar10_vgg",

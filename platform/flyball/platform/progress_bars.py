@@ -11,7 +11,9 @@ from flyball.datapaths.progress import Progress
 __all__ = ["ProgressBars"]
 
 _LABELS = {
-    "data": "Images",
+    "survey": "Images",
+    "decode": "Decoding",
+    "bench": "Benchmark",
     "phase1": "Phase 1",
     "outcomes": "Outcome atlas",
     "controller": "Controller",

@@ -1,5 +1,6 @@
 """`learn_rllib`: from an atlas to a trained network through RLlib; no object of Ray comes out."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -202,7 +203,15 @@ def local_ray() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing beyond this process joins it
+    # RLlib warns at every start that its new API stack is on, which is what we want.
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     try:
         yield
     finally:

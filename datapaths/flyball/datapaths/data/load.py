@@ -1,6 +1,7 @@
 """From a configuration to an image set: checks first, decodes once, then maps what is there."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,12 @@ from flyball.datapaths.progress import Report, silent
 __all__ = ["load_images"]
 
 
-def load_images(config: DataConfig, *, report: Report | None = None) -> ImageSet:
+def load_images(
+    config: DataConfig,
+    *,
+    report: Report | None = None,
+    check_shape: Callable[[tuple[int, int, int]], None] | None = None,
+) -> ImageSet:
     """Loads a data set and deals it into the four splits.
 
     "digits" is made in memory. The others are looked through first (headers only, nothing
@@ -37,6 +43,7 @@ def load_images(config: DataConfig, *, report: Report | None = None) -> ImageSet
 
     Args:
         config: what to load.
+        check_shape: called with (C, H, W) of an image before anything is written; may raise.
         report: told of the stages "survey" and "decode", which are skipped where the cache knows.
 
     Raises:
@@ -53,6 +60,8 @@ def load_images(config: DataConfig, *, report: Report | None = None) -> ImageSet
     if stored is None:
         plan = _plan_of(container, config, tell)
         _deal_parts(plan.parts, plan.classes, config)
+        if check_shape is not None:
+            check_shape(plan.shape)
         stored = store(cache, plan, tell)
         remember(cache, container, config, key_of(plan))
     return _image_set(

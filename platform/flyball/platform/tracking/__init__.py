@@ -6,6 +6,7 @@ set_defaults()
 
 from flyball.platform.tracking.registry import (  # noqa: E402
     RegisteredVersion,
+    checked_name,
     load_governor,
     register_governor,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "RunHandle",
     "Tracking",
     "check_tracking",
+    "checked_name",
     "list_versions",
     "load_governor",
     "open_tracking",

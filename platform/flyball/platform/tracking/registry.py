@@ -43,6 +43,7 @@ from flyball.platform.tracking.versions import (
 __all__ = [
     "Alias",
     "RegisteredVersion",
+    "checked_name",
     "load_governor",
     "register_governor",
 ]
