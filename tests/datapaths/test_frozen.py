@@ -161,13 +161,13 @@ def test_an_altered_weight_is_found(tmp_path: Path) -> None:
 def test_weights_of_other_shapes_name_the_layer(tmp_path: Path) -> None:
     frozen().save(tmp_path)
     weights = read_tensors(tmp_path / "path.safetensors")
-    weights["hidden.linear.weight"] = np.zeros((3, 3), np.float32)
+    weights["hidden.weight"] = np.zeros((3, 3), np.float32)
     write_tensors(tmp_path / "path.safetensors", weights)
-    with pytest.raises(ShapeMismatch, match=r"hidden\.linear\.weight has shape \(3, 3\)"):
+    with pytest.raises(ShapeMismatch, match=r"hidden\.weight has shape \(3, 3\)"):
         FrozenDataPath.load(tmp_path)
-    del weights["hidden.linear.weight"]
+    del weights["hidden.weight"]
     write_tensors(tmp_path / "path.safetensors", weights)
-    with pytest.raises(ShapeMismatch, match=r"missing \['hidden\.linear\.weight'\]"):
+    with pytest.raises(ShapeMismatch, match=r"missing \['hidden\.weight'\]"):
         FrozenDataPath.load(tmp_path)
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flyball.datapaths.axes import is_gated
 from flyball.datapaths.cost import executed_macs, linear_macs, measured_macs
 from flyball.datapaths.errors import InvalidSetting
+from flyball.datapaths.execution import Packed, Sliced
 from flyball.datapaths.gates import independent_components, nested_mask
 from flyball.datapaths.modules import Norm
 from flyball.datapaths.vgg import ThrottleableVgg, VggConfig, small_vgg, vgg_d
@@ -77,11 +79,23 @@ def test_gradients_of_sliced_and_masked_agree() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("config", [CONFIGS["published"], CONFIGS["group"]])
+def test_packed_equals_sliced_and_packs_once(config: VggConfig) -> None:
+    net = network(config).float().requires_grad_(False)
+    x = torch.rand(2, config.in_channels, 8, 8)
+    gates = Packed([6, 6, 6])
+    with torch.inference_mode():
+        first, again = net.run(x, gates), net.run(x, gates)
+    assert torch.equal(first.logits, again.logits)
+    # float32: oneDNN adds up in another order
+    torch.testing.assert_close(first.logits, net.sliced(x, [6, 6, 6]).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first.pooled, net.sliced(x, [6, 6, 6]).pooled, rtol=1e-5, atol=1e-5)
+
+
 def test_an_active_component_does_not_feel_how_many_others_are_on() -> None:
     net = network(CONFIGS["group"])
     x = torch.rand(2, 1, 8, 8).double()
-    few = net.convs[0].sliced(x, 1, 2)  # type: ignore[operator]
-    many = net.convs[0].sliced(x, 1, 16)  # type: ignore[operator]
+    few, many = (net.convs[0](x, Sliced([count] * 3)) for count in (2, 16))
     torch.testing.assert_close(few, many[:, : few.shape[1]], rtol=1e-12, atol=1e-12)
 
 
@@ -89,10 +103,10 @@ def test_vgg_d_has_the_papers_parameters_and_macs() -> None:
     net = ThrottleableVgg(vgg_d())
     assert sum(p.numel() for p in net.parameters()) == 18_557_770
     layers = net.layer_costs()
-    full = executed_macs(layers, net.components, net.components)
+    full = executed_macs(layers, net.components)
     convolutions = [layer for layer in layers if layer.name.startswith("convs")]
-    assert executed_macs(convolutions, net.components, net.components) == 190_513_152
-    assert full == 190_513_152 + 16_818_176 == linear_macs(layers, net.components, net.components)
+    assert executed_macs(convolutions, net.components) == 190_513_152
+    assert full == 190_513_152 + 16_818_176 == linear_macs(layers, net.components)
 
 
 @pytest.mark.parametrize("config", [small_vgg(in_channels=1, image_size=8), vgg_d()])
@@ -102,16 +116,16 @@ def test_executed_macs_are_those_that_really_ran(config: VggConfig) -> None:
     for count in (1, 2, 7, 16):
         gates = [count] * len(net.components)
         ran = measured_macs(lambda gates=gates: net.sliced(x, gates))  # type: ignore[misc]
-        assert ran == executed_macs(net.layer_costs(), gates, net.components)
+        assert ran == executed_macs(net.layer_costs(), gates)
 
 
 def test_executed_falls_as_the_square_of_the_share_and_linear_as_the_share() -> None:
     net = ThrottleableVgg(vgg_d())
     layers, half = net.layer_costs(), [8] * len(net.components)
-    gated = [layer for layer in layers if layer.input_module is not None and layer.output_module]
-    full = executed_macs(gated, net.components, net.components)
-    assert executed_macs(gated, half, net.components) * 4 == full
-    assert linear_macs(gated, half, net.components) * 2 == full
+    gated = [layer for layer in layers if is_gated(layer.axis_in) and is_gated(layer.axis_out)]
+    full = executed_macs(gated, net.components)
+    assert executed_macs(gated, half) * 4 == full
+    assert linear_macs(gated, half) * 2 == full
 
 
 def test_components_must_divide_the_channels() -> None:

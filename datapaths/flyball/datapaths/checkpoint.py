@@ -1,4 +1,4 @@
-"""Phase 1's checkpoints: weights, momentum and losses in safetensors; for its own resume only."""
+"""Phase 1's checkpoints: weights, optimiser state and losses in safetensors; for its own resume only."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +16,9 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
+from flyball.datapaths.network import ThrottleableNetwork
+from flyball.datapaths.networks import config_to_json
 from flyball.datapaths.schedules import Phase1Config
-from flyball.datapaths.vgg import ThrottleableVgg
 from flyball.datapaths.weights import load_weights
 
 __all__ = ["plan_of", "resume_checkpoint", "save_checkpoint"]
@@ -27,19 +28,19 @@ PLAN_FILE = "phase1.json"
 
 
 def plan_of(
-    network: ThrottleableVgg, config: Phase1Config, labels: NDArray[np.int64]
+    network: ThrottleableNetwork, config: Phase1Config, labels: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Names a training, so that no other one goes on from its checkpoint."""
     settings = {**asdict(config), "checkpoint_seconds": None}
-    digest = fingerprint_of(asdict(network.config), settings, np.asarray(labels).tolist())
+    digest = fingerprint_of(config_to_json(network.config), settings, np.asarray(labels).tolist())
     return {"fingerprint": digest}
 
 
 def save_checkpoint(
     folder: Path,
     plan: dict[str, Any],
-    network: ThrottleableVgg,
-    optimizer: torch.optim.SGD,
+    network: ThrottleableNetwork,
+    optimizer: torch.optim.Optimizer,
     losses: list[float],
     forwards: int,
 ) -> None:
@@ -49,15 +50,15 @@ def save_checkpoint(
         folder: of the checkpoint; an older one there is replaced.
         plan: of this training.
         network: its weights.
-        optimizer: its momentum.
+        optimizer: its momentum or moments.
         losses: of the finished epochs.
         forwards: sample passes so far.
     """
     tensors = {f"weight/{k}": v.detach().cpu().numpy() for k, v in network.state_dict().items()}
     for name, parameter in network.named_parameters():
-        buffer = optimizer.state[parameter].get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum/{name}"] = buffer.detach().cpu().numpy()
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().numpy()
     tensors["losses"] = np.asarray(losses, np.float64)
     tensors["forwards"] = np.asarray([forwards], np.int64)
     write_json(folder / PLAN_FILE, plan)
@@ -67,8 +68,8 @@ def save_checkpoint(
 def resume_checkpoint(
     folder: Path | None,
     plan: dict[str, Any],
-    network: ThrottleableVgg,
-    optimizer: torch.optim.SGD,
+    network: ThrottleableNetwork,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[list[float], int]:
     """Puts a checkpoint's state into network and optimizer; gives its losses and forwards.
 
@@ -87,10 +88,12 @@ def resume_checkpoint(
     prefix = "weight/"
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     load_weights(network, weights, where=str(folder / STATE_FILE))
-    for name, parameter in network.named_parameters():
-        if f"momentum/{name}" in tensors:
-            buffer = torch.from_numpy(tensors[f"momentum/{name}"]).to(parameter.device)
-            optimizer.state[parameter]["momentum_buffer"] = buffer.to(
-                memory_format=torch.preserve_format
-            )
+    parameters = dict(network.named_parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, entry, name = key.split("/", 2)
+            parameter = parameters[name]
+            # Adam counts its steps on the CPU, whatever device it trains on.
+            device = "cpu" if entry == "step" else parameter.device
+            optimizer.state[parameter][entry] = torch.from_numpy(value.copy()).to(device)
     return [float(v) for v in tensors["losses"]], int(tensors["forwards"][0])

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from flyball.datapaths.axes import Axis, channels_of, count_active
+from flyball.kernels import Active
+
 __all__ = ["CostModel", "LayerCost", "executed_macs", "linear_macs", "measured_macs"]
 
 CostModel = Literal["executed", "linear"]
@@ -22,44 +25,55 @@ class LayerCost:
     Attributes:
         name: of the layer in its network.
         unit: MACs for one input channel and one output channel: output pixels x kernel area.
-        inputs, outputs: channels or features when everything is on.
-        input_module: position of the T-module whose components are the inputs; None: never gated.
-        output_module: position of the T-module that gates the outputs; None: never gated.
+        axis_in, axis_out: its channels or features, and what gates them.
+        groups: of a grouped convolution; each output reads channels_in / groups inputs.
+        component: the layer runs only where this component (T-module, position) is on.
     """
 
     name: str
     unit: int
-    inputs: int
-    outputs: int
-    input_module: int | None
-    output_module: int | None
+    axis_in: Axis
+    axis_out: Axis
+    groups: int = 1
+    component: tuple[int, int] | None = None
+
+    def is_off(self, active: Sequence[Active]) -> bool:
+        """Whether its component is switched off."""
+        if self.component is None:
+            return False
+        gate = active[self.component[0]]
+        if isinstance(gate, int):
+            return self.component[1] >= gate
+        return not bool((gate == self.component[1]).any())
 
 
-def executed_macs(
-    layers: Sequence[LayerCost], active: Sequence[int], components: Sequence[int]
-) -> int:
+def executed_macs(layers: Sequence[LayerCost], active: Sequence[Active]) -> int:
     """MACs of one sample with both sides of every layer sliced.
 
     Args:
         layers: of the network.
-        active: active components of every T-module.
-        components: all components of every T-module.
+        active: for every T-module a count (the first so many) or indices of components.
     """
-    return sum(
-        layer.unit
-        * _share(layer.inputs, layer.input_module, active, components)
-        * _share(layer.outputs, layer.output_module, active, components)
-        for layer in layers
-    )
+    total = 0
+    for layer in layers:
+        if layer.is_off(active):
+            continue
+        if layer.groups > 1:
+            read = channels_of(layer.axis_in) // layer.groups
+        else:
+            read = count_active(layer.axis_in, active)
+        total += layer.unit * read * count_active(layer.axis_out, active)
+    return total
 
 
-def linear_macs(
-    layers: Sequence[LayerCost], active: Sequence[int], components: Sequence[int]
-) -> int:
+def linear_macs(layers: Sequence[LayerCost], active: Sequence[Active]) -> int:
     """MACs of one sample as the TNN paper counts them: linear in the share of components."""
     return sum(
-        layer.unit * layer.inputs * _share(layer.outputs, layer.output_module, active, components)
+        layer.unit
+        * (channels_of(layer.axis_in) // layer.groups)
+        * count_active(layer.axis_out, active)
         for layer in layers
+        if not layer.is_off(active)
     )
 
 
@@ -72,9 +86,3 @@ def measured_macs(run: Callable[[], Any]) -> int:
     with counter:
         run()
     return int(counter.get_total_flops()) // 2
-
-
-def _share(
-    channels: int, module: int | None, active: Sequence[int], components: Sequence[int]
-) -> int:
-    return channels if module is None else channels * active[module] // components[module]

@@ -3,7 +3,8 @@
 Saved as `path.safetensors` and `path.json`; no pickle is read. B batch, K arms, D context features.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,6 +22,7 @@ from flyball.datapaths.errors import (
     FrozenPathChanged,
     InvalidSetting,
 )
+from flyball.datapaths.execution import Packed
 from flyball.datapaths.files import (
     fingerprint_of,
     read_json,
@@ -28,12 +30,10 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
-from flyball.datapaths.gates import (
-    checked_utilization,
-    independent_components,
-    served_components,
-)
-from flyball.datapaths.vgg import ThrottleableVgg, VggConfig, VggOutput
+from flyball.datapaths.gates import checked_utilization, independent_components
+from flyball.datapaths.network import NetworkOutput, ThrottleableNetwork
+from flyball.datapaths.networks import config_from_json, config_to_json, make_network
+from flyball.datapaths.tasks import Judgement, judge
 from flyball.datapaths.weights import load_weights
 from flyball.kernels import Active
 
@@ -41,10 +41,11 @@ __all__ = ["Answer", "FrozenDataPath", "PathSpec"]
 
 WEIGHTS_FILE = "path.safetensors"
 SPEC_FILE = "path.json"
-FORMAT = 1
-# A pass always runs chunks of this many rows, the last one padded: libraries pick other
-# algorithms for other shapes, so only equal shapes give equal bits.
-ROWS = 64
+FORMAT = 2
+# A pass always runs chunks of one number of rows, the last one padded: libraries pick other
+# algorithms for other shapes, so only equal shapes give equal bits. Large inputs get fewer rows.
+MOST_ROWS = 64
+NUMBERS_IN_A_CHUNK = 2**20
 
 
 class Answer(NamedTuple):
@@ -64,7 +65,7 @@ class PathSpec:
     """Everything about a frozen data path but its weights.
 
     Attributes:
-        network: structure.
+        network: structure; a configuration that `networks` knows.
         arms: utilizations it is served at, increasing, in (0, 1].
         classes: names of the classes, in the order of the logits.
         mean, std: of each input channel of the training images, on the [0, 1] scale.
@@ -72,7 +73,7 @@ class PathSpec:
         provenance: how it was trained; for people and fingerprints.
     """
 
-    network: VggConfig
+    network: Any
     arms: tuple[float, ...]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -87,7 +88,7 @@ class FrozenDataPath(nn.Module):
     Attributes:
         arms: utilizations it is served at.
         classes: names of the classes.
-        input_shape: (C, H, W) of an image.
+        input_shape: (C, H, W) of an image, or (C, T, H, W) of a clip.
         arm_macs: executed MACs of one sample at every arm.
         full_macs: executed MACs of one sample at u = 1.
         forwards: sample passes asked for so far.
@@ -97,37 +98,42 @@ class FrozenDataPath(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: ThrottleableVgg, spec: PathSpec) -> None:
+    def __init__(self, network: ThrottleableNetwork, spec: PathSpec) -> None:
         super().__init__()
         self.spec = replace(spec, arms=validated_arms(spec.arms or default_arms()))
-        config = spec.network
-        if len(spec.classes) != config.classes:
+        if len(spec.classes) != network.classes:
             raise InvalidSetting(
-                f"Every logit has a class name: the network tells {config.classes} classes apart, "
-                f"{len(spec.classes)} are named. Name them all."
+                f"Every logit has a class name: the network tells {network.classes} classes "
+                f"apart, {len(spec.classes)} are named. Name them all."
             )
         # Training may leave another memory format, and other formats round differently.
-        network.to(memory_format=torch.contiguous_format)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.contiguous()
         self.network = network.requires_grad_(False).eval()
-        self.register_buffer("mean", torch.tensor(spec.mean).reshape(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(spec.std).reshape(1, -1, 1, 1))
+        self.input_shape = tuple(network.input_shape)
+        per_channel = (1, -1, *(1,) * (len(self.input_shape) - 1))
+        self.register_buffer("mean", torch.tensor(spec.mean).reshape(per_channel))
+        self.register_buffer("std", torch.tensor(spec.std).reshape(per_channel))
         self.arms = self.spec.arms
         self.classes = spec.classes
-        self.input_shape = (config.in_channels, config.image_size, config.image_size)
+        self._layers = network.layer_costs()
+        self._executions: dict[float, Packed] = {}
+        self._rows = rows_in_a_chunk(self.input_shape)
         self.arm_macs = tuple(self.macs_at(u) for u in self.arms)
         self.full_macs = self.macs_at(1.0)
         self.context_macs = self.arm_macs[0]
         self.forwards = 0
-        described = {**asdict(self.spec), "arms": None}
+        described = {**self._described(), "arms": None}
         self.fingerprint = fingerprint_of(described, hash_bytes(self._weights()))
+        for u in self.arms:
+            network.statistics_of(network.counts_at(u))
         super().train(False)
 
     @property
     def context_size(self) -> int:
         """D: the lowest arm's pooled channels, log-probabilities, confidence and entropy."""
-        lowest = served_components(self.arms[0], self.spec.network.components)
-        channels = self.spec.network.stages[-1][-1]
-        return lowest * channels // self.spec.network.components + len(self.classes) + 2
+        lowest = self.network.pooled_channels(self._active(self.arms[0]))
+        return lowest + len(self.classes) + 2
 
     def forward(self, images: Tensor, u: float | Tensor, *, fixed_shape: bool = True) -> Answer:
         """Answers at a utilization.
@@ -190,7 +196,11 @@ class FrozenDataPath(nn.Module):
     def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
         """MACs of one sample at any u, executed or counted as in the paper."""
         count = executed_macs if cost_model == "executed" else linear_macs
-        return count(self.network.layer_costs(), self._counts(u), self.network.components)
+        return count(self._layers, self._active(u))
+
+    def judge(self, output: Tensor, truth: Tensor) -> Judgement:
+        """Whether an output is right; see `tasks.judge`."""
+        return judge(output, truth)
 
     def train(self, mode: bool = True) -> Self:
         """Refuses: a frozen data path stays in evaluation mode.
@@ -225,7 +235,7 @@ class FrozenDataPath(nn.Module):
         """
         weights = self._weights()
         write_tensors(Path(folder) / WEIGHTS_FILE, weights)
-        spec = {"format": FORMAT, "fingerprint": self.fingerprint, **asdict(self.spec)}
+        spec = {"format": FORMAT, "fingerprint": self.fingerprint, **self._described()}
         write_json(Path(folder) / SPEC_FILE, spec)
 
     @classmethod
@@ -249,7 +259,7 @@ class FrozenDataPath(nn.Module):
                 f"({error}). Delete the folder and run `flyball path` again."
             ) from error
         weights = read_tensors(folder / WEIGHTS_FILE)
-        network = ThrottleableVgg(spec.network)
+        network = make_network(spec.network)
         load_weights(network, weights, where=str(folder / WEIGHTS_FILE))
         path = cls(network, spec)
         if path.fingerprint != text["fingerprint"]:
@@ -259,40 +269,47 @@ class FrozenDataPath(nn.Module):
             )
         return path
 
-    def _run(self, images: Tensor, u: float, fixed_shape: bool) -> VggOutput:
-        active = self._active(u)
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # Packed weights belong to one device.
+        self._executions = {}
+        return super()._apply(fn, recurse)
+
+    def _run(self, images: Tensor, u: float, fixed_shape: bool) -> NetworkOutput:
+        gates = self._execution(u)
         normalised = (images - self.mean) / self.std
         self.forwards += len(images)
         with torch.inference_mode():
             if not fixed_shape:
-                run: VggOutput = self.network.sliced(normalised, active)
-                return VggOutput(run.logits.clone(), run.pooled.clone())
-            runs = [self._run_rows(c, active) for c in torch.split(normalised, ROWS)]
-        if not runs:
-            runs = [self._run_rows(normalised, active)]
-        return VggOutput(torch.cat([r.logits for r in runs]), torch.cat([r.pooled for r in runs]))
+                run = self.network.run(normalised, gates)
+                return NetworkOutput(run.logits.clone(), run.pooled.clone())
+            runs = [self._run_rows(c, gates) for c in torch.split(normalised, self._rows)]
+            runs = runs or [self._run_rows(normalised, gates)]
+        logits, pooled = [r.logits for r in runs], [r.pooled for r in runs]
+        return NetworkOutput(torch.cat(logits), torch.cat(pooled))
 
-    def _run_rows(self, chunk: Tensor, active: Sequence[Active]) -> VggOutput:
+    def _run_rows(self, chunk: Tensor, gates: Packed) -> NetworkOutput:
         count = len(chunk)
-        if count < ROWS:
-            chunk = torch.cat([chunk, chunk.new_zeros(ROWS - count, *chunk.shape[1:])])
-        run = self.network.sliced(chunk, active)
-        return VggOutput(run.logits[:count], run.pooled[:count])
+        if count < self._rows:
+            chunk = torch.cat([chunk, chunk.new_zeros(self._rows - count, *chunk.shape[1:])])
+        run = self.network.run(chunk, gates)
+        return NetworkOutput(run.logits[:count], run.pooled[:count])
+
+    def _execution(self, u: float) -> Packed:
+        """The network at u, its weights cut and packed once."""
+        if u not in self._executions:
+            statistics = self.network.statistics_of(self.network.counts_at(u))
+            self._executions[u] = Packed(self._active(u), statistics)
+        return self._executions[u]
 
     def _active(self, u: float) -> list[Active]:
-        gating, seed = self.spec.network.gating, self.spec.gate_seed
-        counts = self._counts(u)
-        if gating == "nested":
+        counts = self.network.counts_at(checked_utilization(u))
+        if self.network.gating == "nested":
             return list(counts)
-        drawn = [
-            independent_components(count, n, module=module, seed=seed)
-            for module, (count, n) in enumerate(zip(counts, self.network.components, strict=True))
+        pairs = enumerate(zip(counts, self.network.components, strict=True))
+        return [
+            independent_components(count, n, module=module, seed=self.spec.gate_seed)
+            for module, (count, n) in pairs
         ]
-        device = self.network.classifier.weight.device
-        return [gate.to(device) if isinstance(gate, Tensor) else gate for gate in drawn]
-
-    def _counts(self, u: float) -> list[int]:
-        return [served_components(checked_utilization(u), n) for n in self.network.components]
 
     def _macs_of(self, u: float, samples: int, device: torch.device) -> Tensor:
         return torch.full((samples,), self.macs_at(u), dtype=torch.int64, device=device)
@@ -300,21 +317,28 @@ class FrozenDataPath(nn.Module):
     def _weights(self) -> dict[str, np.ndarray]:
         return {name: t.detach().cpu().numpy() for name, t in self.network.state_dict().items()}
 
+    def _described(self) -> dict[str, Any]:
+        return {**asdict(self.spec), "network": config_to_json(self.spec.network)}
+
     def _check_images(self, images: Tensor) -> None:
-        if tuple(images.shape[1:]) != self.input_shape or images.ndim != 4:
+        if tuple(images.shape[1:]) != self.input_shape:
             raise DataError(
-                f"This data path takes images of shape {self.input_shape} (channels, height, "
-                f"width); these are {tuple(images.shape[1:])}. "
-                f"Resize with --set data.image_size={self.input_shape[1]}, "
+                f"This data path takes inputs of shape {self.input_shape} (channels, then frames "
+                f"of a clip, height and width); these are {tuple(images.shape[1:])}. "
+                f"Resize with --set data.image_size={self.input_shape[-1]}, "
                 "or train a data path for this size."
             )
 
 
+def rows_in_a_chunk(input_shape: Sequence[int]) -> int:
+    """How many inputs one pass takes: a power of two, at most 64, fewer for large inputs."""
+    fitting = min(MOST_ROWS, max(1, NUMBERS_IN_A_CHUNK // math.prod(input_shape)))
+    return 1 << (fitting.bit_length() - 1)
+
+
 def _spec_from_json(text: dict[str, Any]) -> PathSpec:
-    network = dict(text["network"])
-    network["stages"] = tuple(tuple(stage) for stage in network["stages"])
     return PathSpec(
-        network=VggConfig(**network),
+        network=config_from_json(text["network"]),
         arms=tuple(text["arms"]),
         classes=tuple(text["classes"]),
         mean=tuple(text["mean"]),

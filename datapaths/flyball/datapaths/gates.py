@@ -1,6 +1,7 @@
 """Gates: how many components a utilization switches on, and which. B batch, n components."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from flyball.kernels import Active
 
 __all__ = [
     "checked_utilization",
+    "depthwise_nested_counts",
     "independent_components",
     "independent_mask",
     "nested_mask",
@@ -55,6 +57,33 @@ def sampled_components(u: float, components: int, *, min_active: int = 1) -> int
     """
     count = math.floor(checked_utilization(u) * (components + 1) + _SLACK)
     return max(min_active, min(components, count))
+
+
+def depthwise_nested_counts(u: float, layers: Sequence[int]) -> tuple[int, ...]:
+    """Active layers of every stage under depthwise nested gating (TNN section 4.2, ImageNet).
+
+    Goes through the stages from output to input, again and again, and turns on one more layer of
+    each whose active share does not exceed u; stops once the share of all layers exceeds u.
+
+    Args:
+        u: requested utilization, in [0, 1].
+        layers: of every stage that a gate can skip, from input to output.
+
+    Returns:
+        Active layers of every stage; all of them at u = 1.
+    """
+    checked_utilization(u)
+    active, total = [0] * len(layers), sum(layers)
+    while sum(active) < total:
+        before = sum(active)
+        for stage in reversed(range(len(layers))):
+            if sum(active) > u * total + _SLACK:
+                return tuple(active)
+            if active[stage] < layers[stage] and active[stage] <= u * layers[stage] + _SLACK:
+                active[stage] += 1
+        if sum(active) == before:
+            break
+    return tuple(active)
 
 
 def nested_mask(counts: Tensor, components: int) -> Tensor:

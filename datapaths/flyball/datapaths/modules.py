@@ -1,118 +1,187 @@
-"""T-modules: layers whose outputs are components that a gate switches (TNN Eq. 2).
+"""T-layers: convolutions, norms and linear layers that know what gates their channels (TNN Eq. 2).
 
-Each has two forms of one function: `sliced` computes the active part alone, one gate for the whole
-batch; `masked` computes everything and multiplies by a mask for each sample. B batch, n components.
+They hold weights and axes; `execution` runs them. The cost of a network is read off its T-layers.
+B batch, C channels, n components.
 """
 
-from typing import Literal
+import math
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from flyball.datapaths.axes import Axis, channels_of
 from flyball.datapaths.errors import InvalidSetting
-from flyball.kernels import (
-    Active,
-    conv2d_active,
-    expand_active,
-    group_norm_active,
-    linear_active,
-)
 
-__all__ = ["Norm", "TConv2d", "TLinear", "component_width"]
+if TYPE_CHECKING:
+    from flyball.datapaths.execution import Gates
 
-Norm = Literal["none", "group"]
+__all__ = ["Component", "Norm", "TConv", "TLinear", "TNorm"]
+
+Norm = Literal["none", "group", "batch"]
+Component = tuple[int, int]
 
 
-class TConv2d(nn.Module):
-    """3x3 convolution, normalisation and ReLU over components, joined by concatenation.
+class TNorm(nn.Module):
+    """Normalisation of gated channels, and ReLU if asked for.
 
-    With `norm="group"` a component is normalised by its own mean and variance (GroupNorm with one
-    group a component), so that what it gives does not depend on which others are on.
+    "group": GroupNorm whose groups never span two components, so that what a component gives
+    does not depend on which others are on. "batch": BatchNorm with one row of statistics for each
+    arm, since its running mean and variance hold for one setting of the gates only.
 
     Args:
-        inputs, outputs: channels.
-        components: n; divides `outputs`.
-        norm: "group", or "none" as published for VGG-D.
+        axis: of the channels.
+        kind: "group" or "batch".
+        relu: followed by a ReLU.
+        group_width: channels of one group; None: one group a component, 16 groups where nothing
+            is gated.
+
+    Attributes:
+        weight, bias: (C,).
+        running_mean, running_var: (rows, C), of batch norm; row 0 is the network's own.
 
     Raises:
-        InvalidSetting: `components` does not divide `outputs`.
+        InvalidSetting: groups of this width would span two components.
     """
 
-    def __init__(self, inputs: int, outputs: int, components: int, norm: Norm) -> None:
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        axis: Axis,
+        kind: Literal["group", "batch"],
+        *,
+        relu: bool = False,
+        group_width: int | None = None,
+    ) -> None:
         super().__init__()
-        self.components = components
-        self.width = component_width("convolution", outputs, components)
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none")
-        self.norm = nn.GroupNorm(components, outputs) if norm == "group" else None
-
-    def sliced(self, x: Tensor, active_in: Active, active: Active) -> Tensor:
-        """(B, active inputs, H, W) to (B, active components x width, H, W).
-
-        Args:
-            x: the active input channels.
-            active_in: which channels these are.
-            active: which components to compute.
-        """
-        channels = expand_active(active, self.width)
-        y = conv2d_active(x, self.conv.weight, self.conv.bias, active_in, channels, padding=1)
-        if self.norm is not None:
-            y = group_norm_active(
-                y, self.norm.weight, self.norm.bias, active, self.components, eps=self.norm.eps
+        self.axis, self.kind, self.relu = axis, kind, relu
+        self.eps, self.momentum = 1e-5, 0.1
+        channels = channels_of(axis)
+        self.group_width = _group_width(axis) if group_width is None else group_width
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        if kind == "batch":
+            self.register_buffer("running_mean", torch.zeros(1, channels))
+            self.register_buffer("running_var", torch.ones(1, channels))
+        elif any(segment.width % self.group_width for segment in axis):
+            raise InvalidSetting(
+                f"A group of a GroupNorm lies within one component: groups of {self.group_width} "
+                f"channels do not fit components of {[s.width for s in axis]} channels. "
+                "Choose path.components so that every component is a whole number of groups."
             )
-        return F.relu(y)
 
-    def masked(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, inputs, H, W), inactive channels zero, to (B, outputs, H, W), likewise.
+    def forward(self, x: Tensor, gates: "Gates") -> Tensor:
+        """(B, C or active C, ...) to the same shape."""
+        return gates.normalise(self, x)
 
-        Args:
-            x: all input channels.
-            mask: (B, n) of zeros and ones.
-        """
-        y = self.conv(x)
-        if self.norm is not None:
-            y = self.norm(y)
-        gate = mask.repeat_interleave(self.width, dim=1)[:, :, None, None]
-        return F.relu(y) * gate.to(y.dtype)
+    def reserve(self, rows: int) -> None:
+        """Makes room for statistics: new rows start as copies of row 0."""
+        if self.kind == "batch" and rows != len(self.running_mean):
+            for name in ("running_mean", "running_var"):
+                table = getattr(self, name)
+                kept = table[:rows]
+                new = table[:1].expand(rows - len(kept), -1)
+                setattr(self, name, torch.cat([kept, new]).clone())
+
+
+class TConv(nn.Module):
+    """Convolution in two or three dimensions, with the norm and ReLU that follow it.
+
+    Args:
+        axis_in, axis_out: what gates its inputs and outputs.
+        kernel: side of the kernel, or one for each dimension.
+        stride, padding: in pixels; one for all dimensions, or one for each.
+        dims: 2 or 3.
+        groups: of a grouped convolution.
+        norm: "none", "group" or "batch".
+        relu: ends in a ReLU.
+        bias: None: where no norm follows.
+        component: the layer runs only where this component (T-module, position) is on.
+
+    Attributes:
+        weight: (C_out, C_in / groups, k, ...).
+
+    Raises:
+        InvalidSetting: the groups do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        axis_in: Axis,
+        axis_out: Axis,
+        kernel: int | tuple[int, ...],
+        *,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        dims: int = 2,
+        groups: int = 1,
+        norm: Norm = "none",
+        relu: bool = False,
+        bias: bool | None = None,
+        component: Component | None = None,
+    ) -> None:
+        super().__init__()
+        self.axis_in, self.axis_out, self.component = axis_in, axis_out, component
+        inputs, outputs = channels_of(axis_in), channels_of(axis_out)
+        if inputs % groups or outputs % groups:
+            raise InvalidSetting(
+                f"The groups of a convolution share its channels equally: {groups} groups do not "
+                f"divide {inputs} inputs and {outputs} outputs."
+            )
+        self.kernel = _each(kernel, dims)
+        self.stride, self.padding = _each(stride, dims), _each(padding, dims)
+        self.groups, self.relu = groups, relu
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, *self.kernel))
+        has_bias = norm == "none" if bias is None else bias
+        self.bias = nn.Parameter(torch.zeros(outputs)) if has_bias else None
+        self.norm = None if norm == "none" else TNorm(axis_out, norm)
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor, gates: "Gates") -> Tensor:
+        """(B, C_in or active C_in, ...) to (B, C_out or active C_out, ...)."""
+        return gates.convolve(self, x)
 
 
 class TLinear(nn.Module):
-    """Fully-connected layer and ReLU over components, joined by concatenation.
+    """Fully-connected layer, with a ReLU if asked for.
 
     Args:
-        inputs, outputs: features.
-        components: n; divides `outputs`.
+        axis_in, axis_out: what gates its inputs and outputs.
+        relu: ends in a ReLU.
+        bias: adds one.
 
-    Raises:
-        InvalidSetting: `components` does not divide `outputs`.
+    Attributes:
+        weight: (F_out, F_in).
     """
 
-    def __init__(self, inputs: int, outputs: int, components: int) -> None:
+    def __init__(
+        self, axis_in: Axis, axis_out: Axis, *, relu: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.components = components
-        self.width = component_width("linear layer", outputs, components)
-        self.linear = nn.Linear(inputs, outputs)
+        self.axis_in, self.axis_out, self.relu = axis_in, axis_out, relu
+        outputs = channels_of(axis_out)
+        self.weight = nn.Parameter(torch.empty(outputs, channels_of(axis_in)))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        if relu:
+            nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        else:
+            nn.init.normal_(self.weight, std=0.01)
 
-    def sliced(self, x: Tensor, active_in: Active, active: Active) -> Tensor:
-        """(B, active inputs) to (B, active components x width)."""
-        features = expand_active(active, self.width)
-        return F.relu(linear_active(x, self.linear.weight, self.linear.bias, active_in, features))
-
-    def masked(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, inputs), inactive features zero, to (B, outputs), likewise; mask is (B, n)."""
-        y: Tensor = torch.relu(self.linear(x))
-        return y * mask.repeat_interleave(self.width, dim=1).to(y.dtype)
+    def forward(self, x: Tensor, gates: "Gates") -> Tensor:
+        """(B, F_in or active F_in) to (B, F_out or active F_out)."""
+        return gates.project(self, x)
 
 
-def component_width(what: str, outputs: int, components: int) -> int:
-    """Channels or features of one component.
+def _group_width(axis: Axis) -> int:
+    """One group a component; where nothing is gated, 16 groups or as many as divide."""
+    widths = [segment.width for segment in axis if segment.module is not None]
+    if widths:
+        return math.gcd(*widths)
+    channels = channels_of(axis)
+    return channels // math.gcd(channels, 16)
 
-    Raises:
-        InvalidSetting: the components cannot share the outputs equally.
-    """
-    if components < 1 or outputs < 1 or outputs % components:
-        raise InvalidSetting(
-            f"The components of a {what} share its outputs equally: {components} components do "
-            f"not divide {outputs} outputs. Choose a divisor with --set path.components=N."
-        )
-    return outputs // components
+
+def _each(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    return (value,) * dims if isinstance(value, int) else value

@@ -7,7 +7,7 @@ was interrupted goes on from its last checkpoint to the same weights. B batch, N
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyball.datapaths.checkpoint import plan_of, resume_checkpoint, save_checkpoint
-from flyball.datapaths.errors import NotFinite
-from flyball.datapaths.gates import (
-    independent_mask,
-    nested_mask,
-    sampled_components,
-    served_components,
-)
+from flyball.datapaths.errors import InvalidSetting, NotFinite
+from flyball.datapaths.gates import independent_mask, nested_mask
+from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.progress import Progress, Report, silent
 from flyball.datapaths.schedules import (
     Phase1Config,
@@ -32,7 +28,6 @@ from flyball.datapaths.schedules import (
     incremental_utilization,
     learning_rate_at,
 )
-from flyball.datapaths.vgg import ThrottleableVgg
 
 __all__ = ["Phase1Config", "Phase1Result", "train_phase1"]
 
@@ -49,7 +44,7 @@ class Phase1Result:
         resumed_from: epochs that a checkpoint had already done; 0 if none.
     """
 
-    network: ThrottleableVgg
+    network: ThrottleableNetwork
     losses: tuple[float, ...]
     forwards: int
     seconds: float
@@ -57,7 +52,7 @@ class Phase1Result:
 
 
 def train_phase1(
-    network: ThrottleableVgg,
+    network: ThrottleableNetwork,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     config: Phase1Config,
@@ -72,7 +67,8 @@ def train_phase1(
 
     Args:
         network: initialised; its gating decides which components a count switches on.
-        images: uint8 (N, C, H, W); only path_train's.
+        images: uint8 (N, C, H, W), or clips (N, C, T, H, W); only path_train's. Anything that
+            gives rows for an array of indices will do.
         labels: int64 (N,).
         config: schedule and optimiser.
         mean, std: of the channels on the [0, 1] scale.
@@ -85,21 +81,23 @@ def train_phase1(
         ForeignArtifact: the folder holds the checkpoint of another training.
         InvalidSetting: the sandwich is asked of independent gates, which have no full-to-low order.
     """
-    check_schedule(config, network.config)
+    check_schedule(config, network)
     start = time.monotonic()
-    network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
+    is_clip = len(network.input_shape) == 4
+    if config.augment and is_clip:
+        raise InvalidSetting(
+            "Crops and flips are for images: flipping a clip can change its class. "
+            "Train without them: --set phase1.augment=false."
+        )
+    layout = torch.channels_last_3d if is_clip else torch.channels_last
+    network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    optimizer = _optimizer(network, config)
     plan = plan_of(network, config, labels)
     losses, forwards = resume_checkpoint(folder, plan, network, optimizer)
     before, resumed, saved = forwards, len(losses), time.monotonic()
     steps = math.ceil(len(labels) / config.batch_size)
-    scale = [torch.tensor(v, device=device).reshape(1, -1, 1, 1) for v in (mean, std)]
+    per_channel = (1, -1, *(1,) * (len(network.input_shape) - 1))
+    scale = [torch.tensor(v, device=device).reshape(per_channel) for v in (mean, std)]
     for epoch in range(resumed, config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(labels), generator=generator).numpy()
@@ -107,11 +105,11 @@ def train_phase1(
         for step in range(steps):
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             x = torch.from_numpy(np.asarray(images[rows])).to(device).float() / 255.0
-            x = ((x - scale[0]) / scale[1]).to(memory_format=torch.channels_last)
+            x = ((x - scale[0]) / scale[1]).to(memory_format=layout)
             x = _augmented(x, generator) if config.augment else x
             y = torch.from_numpy(np.asarray(labels[rows])).to(device)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(config, epoch + step / steps)
+                group["lr"] = learning_rate_at(config, epoch + step / steps, losses)
             optimizer.zero_grad(set_to_none=True)
             loss, passes = _backward(network, x, y, config, epoch, generator)
             if not math.isfinite(loss):
@@ -145,7 +143,7 @@ def train_phase1(
 
 
 def _backward(
-    network: ThrottleableVgg,
+    network: ThrottleableNetwork,
     x: Tensor,
     y: Tensor,
     config: Phase1Config,
@@ -165,31 +163,31 @@ def _backward(
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach()), logits.detach()
 
-    if config.schedule == "uniform":
+    if config.schedule == "uniform" and not network.norms:
         drawn = torch.rand(len(x), generator=generator, dtype=torch.float64).tolist()
-        masks = [
-            _mask(network, [sampled_components(u, n) for u in drawn], n, generator, x.device)
-            for n in network.components
-        ]
+        counts = [network.sampled_counts(u) for u in drawn]
+        masks = _masks(network, counts, generator, x.device)
         loss, _ = pass_through(lambda: network.masked(x, masks), None)
         return loss, 1
-    if config.schedule == "incremental":
-        counts = [
-            served_components(incremental_utilization(config, epoch), n) for n in network.components
-        ]
-        if network.config.gating == "nested":
-            loss, _ = pass_through(lambda: network.sliced(x, counts).logits, None)
+    if config.schedule != "sandwich":
+        if config.schedule == "uniform":
+            # Batch norm needs one setting of the gates for the whole batch.
+            u = float(torch.rand(1, generator=generator, dtype=torch.float64))
+            served = network.sampled_counts(u)
         else:
-            pairs = zip(counts, network.components, strict=True)
-            masks = [_mask(network, [k] * len(x), n, generator, x.device) for k, n in pairs]
+            served = network.counts_at(incremental_utilization(config, epoch))
+        if network.gating == "nested":
+            loss, _ = pass_through(lambda: network.sliced(x, served).logits, None)
+        else:
+            masks = _masks(network, [served] * len(x), generator, x.device)
             loss, _ = pass_through(lambda: network.masked(x, masks), None)
         return loss, 1
     full, logits = pass_through(lambda: network.sliced(x, network.components).logits, None)
     soft = torch.softmax(logits, dim=1)
     losses = [full]
     for u in _sandwich(config, generator):
-        counts = [served_components(u, n) for n in network.components]
-        losses.append(pass_through(lambda k=counts: network.sliced(x, k).logits, soft)[0])  # type: ignore[misc]
+        served = network.counts_at(u)
+        losses.append(pass_through(lambda k=served: network.sliced(x, k).logits, soft)[0])  # type: ignore[misc]
     return sum(losses) / len(losses), len(losses)
 
 
@@ -198,17 +196,35 @@ def _sandwich(config: Phase1Config, generator: torch.Generator) -> list[float]:
     return [config.lowest, *(config.lowest + (1 - config.lowest) * u for u in drawn)]
 
 
-def _mask(
-    network: ThrottleableVgg,
-    counts: list[int],
-    components: int,
+def _masks(
+    network: ThrottleableNetwork,
+    counts: Sequence[Sequence[int]],
     generator: torch.Generator,
     device: torch.device,
-) -> Tensor:
-    tensor = torch.tensor(counts)
-    if network.config.gating == "nested":
-        return nested_mask(tensor, components).to(device)
-    return independent_mask(tensor, components, generator).to(device)
+) -> list[Tensor]:
+    """A mask (B, n) for every T-module, from the counts of every sample."""
+    masks = []
+    for column, n in zip(torch.tensor(counts).T, network.components, strict=True):
+        if network.gating == "nested":
+            masks.append(nested_mask(column, n).to(device))
+        else:
+            masks.append(independent_mask(column, n, generator).to(device))
+    return masks
+
+
+def _optimizer(network: ThrottleableNetwork, config: Phase1Config) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            network.parameters(), lr=rate, betas=config.betas, weight_decay=decay
+        )
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=rate,
+        momentum=config.momentum,
+        weight_decay=decay,
+        nesterov=config.momentum > 0,
+    )
 
 
 def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,11 +1,11 @@
 """How Phase 1 runs: its settings and what they say about every epoch; `phase1` trains."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flyball.datapaths.errors import InvalidSetting
-from flyball.datapaths.vgg import VggConfig
 
 __all__ = [
     "Phase1Config",
@@ -13,6 +13,7 @@ __all__ = [
     "check_schedule",
     "incremental_utilization",
     "learning_rate_at",
+    "plateaus",
 ]
 
 Schedule = Literal["uniform", "incremental", "sandwich"]
@@ -29,8 +30,14 @@ class Phase1Config:
             step, sliced, the smaller ones taught by the full one (in-place distillation).
         epochs: passes over path_train.
         batch_size: B.
-        learning_rate: at the start; follows half a cosine to 0, after `warmup_epochs`.
-        momentum, weight_decay: of SGD.
+        optimizer: "sgd", or "adam" as published for C3D-W.
+        learning_rate: at the start.
+        rate_schedule: "cosine": half a cosine to 0 after `warmup_epochs`; "plateau": a tenth of
+            it whenever the epoch's loss has not fallen for more than `patience` epochs.
+        patience: of "plateau", in epochs.
+        momentum: of SGD.
+        betas: of Adam.
+        weight_decay: of either.
         warmup_epochs: epochs of linear rise; may be a fraction.
         middle_arms: random arms of a sandwich step besides the full and the lowest one.
         lowest: the sandwich's lowest utilization, in (0, 1].
@@ -47,8 +54,12 @@ class Phase1Config:
     schedule: Schedule = "sandwich"
     epochs: int = 30
     batch_size: int = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.05
+    rate_schedule: Literal["cosine", "plateau"] = "cosine"
+    patience: int = 3
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
     middle_arms: int = 2
@@ -71,6 +82,10 @@ class Phase1Config:
         rules: list[tuple[str, bool, str]] = [
             ("schedule", self.schedule in ("uniform", "incremental", "sandwich"), "a schedule"),
             ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("optimizer", self.optimizer in ("sgd", "adam"), "sgd or adam"),
+            ("rate_schedule", self.rate_schedule in ("cosine", "plateau"), "cosine or plateau"),
+            ("patience", self.patience >= 0, "at least 0"),
+            ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two in [0, 1)"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
@@ -92,13 +107,38 @@ class Phase1Config:
                 )
 
 
-def learning_rate_at(config: Phase1Config, epoch: float) -> float:
-    """Linear warm-up, then half a cosine to 0; `epoch` counts from 0 and may be a fraction."""
+def learning_rate_at(config: Phase1Config, epoch: float, losses: Sequence[float] = ()) -> float:
+    """The rate of a step.
+
+    Args:
+        config: of the training.
+        epoch: counts from 0 and may be a fraction.
+        losses: of the finished epochs; "plateau" follows them.
+    """
     if epoch < config.warmup_epochs:
         return config.learning_rate * (epoch + 1e-2) / (config.warmup_epochs + 1e-2)
+    if config.rate_schedule == "plateau":
+        return config.learning_rate * 0.1 ** plateaus(losses, config.patience)
     left = config.epochs - config.warmup_epochs
     share = min(1.0, (epoch - config.warmup_epochs) / left) if left > 0 else 1.0
     return 0.5 * config.learning_rate * (1.0 + math.cos(math.pi * share))
+
+
+def plateaus(losses: Sequence[float], patience: int) -> int:
+    """How often the loss stood still for more than `patience` epochs, each counted anew.
+
+    As torch's ReduceLROnPlateau counts by default: an epoch is better if its loss is lower than
+    the best by more than a ten-thousandth of it.
+    """
+    best, bad, count = math.inf, 0, 0
+    for loss in losses:
+        if loss < best * (1 - 1e-4):
+            best, bad = loss, 0
+        else:
+            bad += 1
+        if bad > patience:
+            count, bad = count + 1, 0
+    return count
 
 
 def incremental_utilization(config: Phase1Config, epoch: int) -> float:
@@ -106,13 +146,17 @@ def incremental_utilization(config: Phase1Config, epoch: int) -> float:
     return min(1.0, config.increment * (1 + epoch // config.epochs_per_increment))
 
 
-def check_schedule(config: Phase1Config, network: VggConfig) -> None:
+def check_schedule(config: Phase1Config, network: Any) -> None:
     """Refuses a schedule that the network's gates cannot follow.
+
+    Args:
+        config: of the training.
+        network: the network or its configuration.
 
     Raises:
         InvalidSetting: the sandwich is asked of independent gates, which have no order to teach by.
     """
-    if config.schedule == "sandwich" and network.gating != "nested":
+    if config.schedule == "sandwich" and getattr(network, "gating", "nested") != "nested":
         raise InvalidSetting(
             "The sandwich rule needs nested gates: it teaches each smaller network as a part of "
             "the full one. Train independent gates with --set phase1.schedule=uniform."

@@ -1,19 +1,17 @@
 """VGG-W: the widthwise throttleable VGG of TNN section 4.2, whole or small."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flyball.datapaths.cost import LayerCost
+from flyball.datapaths.axes import component_width, dense, gated, times
 from flyball.datapaths.errors import InvalidSetting
-from flyball.datapaths.modules import Norm, TConv2d, TLinear, component_width
-from flyball.kernels import Active, expand_active, linear_active
+from flyball.datapaths.execution import Gates
+from flyball.datapaths.modules import Norm, TConv, TLinear
+from flyball.datapaths.network import Gating, NetworkOutput, ThrottleableNetwork
 
-__all__ = ["ThrottleableVgg", "VggConfig", "VggOutput", "small_vgg", "vgg_d"]
+__all__ = ["ThrottleableVgg", "VggConfig", "small_vgg", "vgg_d"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class VggConfig:
     image_size: int = 32
     components: int = 16
     norm: Norm = "group"
-    gating: Literal["nested", "independent"] = "nested"
+    gating: Gating = "nested"
 
     def __post_init__(self) -> None:
         """Checks that the image survives its pools and that components share every layer.
@@ -65,6 +63,11 @@ class VggConfig:
                 f"Resize with --set data.image_size={fitting}."
             )
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.in_channels, self.image_size, self.image_size
+
 
 def vgg_d(**changes: object) -> VggConfig:
     """VGG-D cut after three stages, with FC-4096 and 16 components (TNN section 4.2, CIFAR-10)."""
@@ -77,102 +80,33 @@ def small_vgg(**changes: object) -> VggConfig:
     return VggConfig(**{"stages": ((32,), (64,)), "hidden": 128, **changes})  # type: ignore[arg-type]
 
 
-class VggOutput(NamedTuple):
-    """What a pass gives; B samples.
-
-    Attributes:
-        logits: (B, classes).
-        pooled: mean over pixels of the last convolution's active channels, (B, channels).
-    """
-
-    logits: Tensor
-    pooled: Tensor
-
-
-class ThrottleableVgg(nn.Module):
-    """T(x, u) with the gates of every T-module given from outside.
-
-    `sliced` and `masked` are the same function: sliced computes the active part alone.
-    """
+class ThrottleableVgg(ThrottleableNetwork):
+    """T(x, u): every convolution and the hidden layer are T-modules; nothing can be skipped."""
 
     def __init__(self, config: VggConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.gating, self.classes = config, config.gating, config.classes
+        self.input_shape = config.input_shape
         self.convs = nn.ModuleList()
         self.stage_ends: list[bool] = []
-        inputs = config.in_channels
+        n, axis = config.components, dense(config.in_channels)
         for stage in config.stages:
             for position, outputs in enumerate(stage):
-                self.convs.append(TConv2d(inputs, outputs, config.components, config.norm))
+                out = gated(outputs, len(self.convs), n, what="convolution")
+                self.convs.append(TConv(axis, out, 3, padding=1, norm=config.norm, relu=True))
                 self.stage_ends.append(position == len(stage) - 1)
-                inputs = outputs
-        self.pixels = (config.image_size // 2 ** len(config.stages)) ** 2
-        self.hidden = TLinear(inputs * self.pixels, config.hidden, config.components)
-        self.classifier = nn.Linear(config.hidden, config.classes)
-        self._initialise()
+                axis = out
+        pixels = (config.image_size // 2 ** len(config.stages)) ** 2
+        hidden = gated(config.hidden, len(self.convs), n, what="linear layer")
+        self.hidden = TLinear(times(axis, pixels), hidden, relu=True)
+        self.classifier = TLinear(hidden, dense(config.classes))
+        self.components = (n,) * (len(self.convs) + 1)
+        self.least = (1,) * len(self.components)
 
-    @property
-    def components(self) -> tuple[int, ...]:
-        """n of every T-module, in order of execution."""
-        return (self.config.components,) * (len(self.convs) + 1)
-
-    def sliced(self, x: Tensor, active: Sequence[Active]) -> VggOutput:
-        """Runs the active components alone.
-
-        Args:
-            x: normalised images, (B, C, H, W).
-            active: for every T-module a count (nested) or indices (independent) of components.
-        """
-        channels: Active = x.shape[1]
-        for conv, gate, ends in zip(self.convs, active, self.stage_ends, strict=False):
-            assert isinstance(conv, TConv2d)
-            x = conv.sliced(x, channels, gate)
-            channels = expand_active(gate, conv.width)
+    def run(self, x: Tensor, gates: Gates) -> NetworkOutput:
+        """One pass: normalised images (B, C, H, W) through the T-layers."""
+        for conv, ends in zip(self.convs, self.stage_ends, strict=True):
+            x = conv(x, gates)
             x = F.max_pool2d(x, 2) if ends else x
         pooled = x.mean(dim=(2, 3))
-        features = self.hidden.sliced(
-            x.flatten(1), expand_active(channels, self.pixels), active[-1]
-        )
-        seen = expand_active(active[-1], self.hidden.width)
-        weight, bias = self.classifier.weight, self.classifier.bias
-        return VggOutput(linear_active(features, weight, bias, seen, len(bias)), pooled)
-
-    def masked(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
-        """Runs everything and multiplies by a mask for each sample; logits (B, classes).
-
-        Args:
-            x: normalised images, (B, C, H, W).
-            masks: for every T-module (B, n) of zeros and ones.
-        """
-        for conv, mask, ends in zip(self.convs, masks, self.stage_ends, strict=False):
-            assert isinstance(conv, TConv2d)
-            x = conv.masked(x, mask)
-            x = F.max_pool2d(x, 2) if ends else x
-        logits: Tensor = self.classifier(self.hidden.masked(x.flatten(1), masks[-1]))
-        return logits
-
-    def layer_costs(self) -> tuple[LayerCost, ...]:
-        """Every layer that multiplies, in order, for `cost`."""
-        layers: list[LayerCost] = []
-        size, previous = self.config.image_size, None
-        for module, (conv, ends) in enumerate(zip(self.convs, self.stage_ends, strict=True)):
-            assert isinstance(conv, TConv2d)
-            outputs, inputs = conv.conv.weight.shape[:2]
-            layers.append(
-                LayerCost(f"convs.{module}", size * size * 9, inputs, outputs, previous, module)
-            )
-            previous, size = module, size // 2 if ends else size
-        outputs, inputs = self.hidden.linear.weight.shape
-        last = len(self.convs)
-        layers.append(LayerCost("hidden", 1, inputs, outputs, previous, last))
-        outputs, inputs = self.classifier.weight.shape
-        layers.append(LayerCost("classifier", 1, inputs, outputs, last, None))
-        return tuple(layers)
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        torch.nn.init.normal_(self.classifier.weight, std=0.01)
+        return NetworkOutput(self.classifier(self.hidden(x.flatten(1), gates), gates), pooled)

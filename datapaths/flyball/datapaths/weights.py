@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flyball.datapaths.errors import ShapeMismatch
+from flyball.datapaths.network import ThrottleableNetwork
 
 __all__ = ["load_weights"]
 
@@ -15,6 +16,9 @@ def load_weights(network: nn.Module, weights: dict[str, np.ndarray], *, where: s
     Raises:
         ShapeMismatch: a name is missing or left over, or a shape differs.
     """
+    calibrated = weights.get("calibrated")
+    if calibrated is not None and isinstance(network, ThrottleableNetwork):
+        network.reserve_statistics(calibrated.tolist())
     wanted = network.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or extra:

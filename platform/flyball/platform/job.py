@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from flyball.controllers.evaluate import EvaluationConfig
 from flyball.controllers.learn import LearnConfig
@@ -11,7 +12,6 @@ from flyball.datapaths.data import DataConfig
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.outcomes import OutcomesConfig
 from flyball.datapaths.schedules import Phase1Config, check_schedule
-from flyball.datapaths.vgg import VggConfig
 from flyball.envs.reward import RewardConfig
 
 __all__ = ["ComputeConfig", "Job", "StorageConfig", "TrackingConfig"]
@@ -88,7 +88,7 @@ class Job:
     Attributes:
         name: of the preset it came from.
         data: images and their splits.
-        path: structure of the data path.
+        path: structure of the data path; a configuration that `networks` knows.
         phase1: how the data path is trained.
         arms: utilizations it is served at, increasing, in (0, 1].
         outcomes: how the atlas is built.
@@ -101,7 +101,7 @@ class Job:
 
     name: str
     data: DataConfig
-    path: VggConfig
+    path: Any
     phase1: Phase1Config
     arms: tuple[float, ...] = field(default_factory=default_arms)
     outcomes: OutcomesConfig = field(default_factory=OutcomesConfig)

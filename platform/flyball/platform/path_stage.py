@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,10 @@ import torch
 from flyball.datapaths.data import ImageSet
 from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.frozen import SPEC_FILE, FrozenDataPath, PathSpec
+from flyball.datapaths.networks import config_to_json, make_network
 from flyball.datapaths.phase1 import Phase1Config, train_phase1
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import PATH_TRAIN
-from flyball.datapaths.vgg import ThrottleableVgg, VggConfig
 
 __all__ = ["PathStage", "path_fingerprint", "train_path"]
 
@@ -39,14 +40,14 @@ class PathStage:
     seconds: float
 
 
-def path_fingerprint(network: VggConfig, phase1: Phase1Config, images: ImageSet) -> str:
+def path_fingerprint(network: Any, phase1: Phase1Config, images: ImageSet) -> str:
     """Names the stage's artifact before it exists, by everything that shapes it."""
     settings = {**asdict(phase1), "checkpoint_seconds": None}
-    return fingerprint_of("path", asdict(network), settings, images.fingerprint)
+    return fingerprint_of("path", config_to_json(network), settings, images.fingerprint)
 
 
 def train_path(
-    network: VggConfig,
+    network: Any,
     phase1: Phase1Config,
     images: ImageSet,
     folder: Path,
@@ -77,7 +78,7 @@ def train_path(
     devices = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(phase1.seed)
-        model = ThrottleableVgg(network)
+        model = make_network(network)
     result = train_phase1(
         model,
         pixels,

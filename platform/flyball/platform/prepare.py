@@ -1,7 +1,9 @@
 """Everything a user can get wrong, checked before a job starts; nothing is written here."""
 
 from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +11,6 @@ from flyball.datapaths.data import ImageSet, load_images
 from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import SPLITS
-from flyball.datapaths.vgg import VggConfig
 from flyball.platform.cluster import check_ray_address
 from flyball.platform.job import Job
 from flyball.platform.run_folder import RunFolder, check_storage
@@ -32,7 +33,7 @@ class Prepared:
 
     job: Job
     images: ImageSet
-    network: VggConfig
+    network: Any
     runs: RunFolder
     ray_address: str | None
 
@@ -75,7 +76,7 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def fitted_network(network: VggConfig, images: ImageSet) -> VggConfig:
+def fitted_network(network: Any, images: ImageSet) -> Any:
     """The network's configuration with as many classes as the images have.
 
     Raises:
@@ -85,24 +86,30 @@ def fitted_network(network: VggConfig, images: ImageSet) -> VggConfig:
     return replace(network, classes=len(images.classes))
 
 
-def check_shape(network: VggConfig, shape: tuple[int, int, int], name: str) -> None:
+def check_shape(network: Any, shape: tuple[int, ...], name: str) -> None:
     """Refuses images that the network cannot take.
 
     Args:
         network: the data path's structure.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, or (C, T, H, W) of a clip.
         name: of the data set.
 
     Raises:
         DataError: the shape is not the network's.
     """
-    wanted = (network.in_channels, network.image_size, network.image_size)
-    if shape != wanted:
+    wanted = tuple(network.input_shape)
+    if tuple(shape) != wanted:
+        axes = "(channels, height, width)" if len(wanted) == 3 else "(channels, frames, h, w)"
+        fields = {item.name for item in fields_of(network)}
+        fitting = [
+            f"--set path.{field}={value}"
+            for field, value in (("image_size", shape[-1]), ("in_channels", shape[0]))
+            if field in fields
+        ]
         raise DataError(
-            f"The network takes images of shape {wanted} (channels, height, width); those of "
-            f"{name} are {shape}. Resize them with --set data.image_size={network.image_size}, "
-            f"or fit the network with --set path.image_size={shape[1]} "
-            f"--set path.in_channels={shape[0]}."
+            f"The network takes inputs of shape {wanted} {axes}; those of {name} are "
+            f"{tuple(shape)}. Resize them with --set data.image_size={wanted[-1]}"
+            + (f", or fit the network with {' '.join(fitting)}." if fitting else ".")
         )
 
 
