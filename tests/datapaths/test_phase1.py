@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from flyball.datapaths.errors import ForeignArtifact, InvalidSetting, NotFinite
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
 from flyball.datapaths.phase1 import Phase1Config, Phase1Result, train_phase1
 from flyball.datapaths.progress import Progress
-from flyball.datapaths.schedules import incremental_utilization, learning_rate_at
+from flyball.datapaths.schedules import incremental_utilization, learning_rate_at, plateaus
 from flyball.datapaths.tasks import judge
 from flyball.datapaths.vgg import ThrottleableVgg, VggConfig, small_vgg
 
@@ -79,16 +80,22 @@ def test_the_sandwich_counts_its_forwards() -> None:
     assert trained(Phase1Config(schedule="uniform", epochs=2)).forwards == 1200 * 2
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
-    undisturbed = trained(SHORT).network.state_dict()
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_an_interrupted_training_ends_with_the_same_weights(
+    optimizer: Literal["sgd", "adam"], tmp_path: Path
+) -> None:
+    config = replace(
+        SHORT, optimizer=optimizer, learning_rate=0.05 if optimizer == "sgd" else 0.002
+    )
+    undisturbed = trained(config).network.state_dict()
 
     def interrupt(progress: Progress) -> None:
         if progress.done == progress.total - 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(SHORT, folder=tmp_path, report=interrupt)
-    resumed = trained(SHORT, folder=tmp_path)
+        trained(config, folder=tmp_path, report=interrupt)
+    resumed = trained(config, folder=tmp_path)
     assert resumed.resumed_from == 2
     assert resumed.forwards == 1200 * 4  # one epoch was left
     for name, tensor in resumed.network.state_dict().items():
@@ -133,6 +140,36 @@ def test_the_incremental_schedule_is_the_papers() -> None:
     config = Phase1Config(schedule="incremental", epochs=20)
     u = [round(incremental_utilization(config, epoch), 1) for epoch in range(20)]
     assert u == [k / 10 for k in range(1, 11) for _ in range(2)]
+
+
+def test_a_plateau_is_counted_as_torch_counts_it() -> None:
+    losses = [
+        2.0,
+        1.5,
+        1.5,
+        1.6,
+        1.49999,
+        1.5,
+        1.5,
+        1.4,
+        1.4,
+        1.4,
+        1.4,
+        1.4,
+        1.4,
+        1.4,
+        1.4,
+        1.4,
+        1.0,
+    ]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
+    config = Phase1Config(learning_rate=1.0, warmup_epochs=0, rate_schedule="plateau", patience=3)
+    for epoch, loss in enumerate(losses, start=1):
+        scheduler.step(loss)
+        ours = learning_rate_at(config, epoch, losses[:epoch])
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert plateaus(losses, 3) == 3
 
 
 def test_the_learning_rate_warms_up_then_falls_to_zero() -> None:

@@ -272,7 +272,8 @@ class FrozenDataPath(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # Packed weights belong to one device.
         self._executions = {}
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _run(self, images: Tensor, u: float, fixed_shape: bool) -> NetworkOutput:
         gates = self._execution(u)
