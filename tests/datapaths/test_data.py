@@ -26,6 +26,7 @@ def test_the_public_names_exist() -> None:
         "DEFAULT_FRACTIONS",
         "DataConfig",
         "ImageSet",
+        "StreamedPixels",
         "describe",
         "load_images",
     }
@@ -43,7 +44,10 @@ def test_digits_are_scikit_learns_with_sixteen_as_white(digits: ImageSet) -> Non
     assert digits.images[values.reshape(-1, 1, 8, 8) == 16.0].min() == 255
     assert digits.images[values.reshape(-1, 1, 8, 8) == 0.0].max() == 0
     # 255/16 is 15.94 a step, so rounding loses less than a half
-    assert np.abs(digits.images / (255 / 16) - values.reshape(-1, 1, 8, 8)).max() < 0.5 / 15.9
+    assert (
+        np.abs(np.asarray(digits.images) / (255 / 16) - values.reshape(-1, 1, 8, 8)).max()
+        < 0.5 / 15.9
+    )
 
 
 def test_every_row_is_in_exactly_one_split(digits: ImageSet) -> None:
@@ -116,7 +120,9 @@ def test_digits_can_be_enlarged() -> None:
 
 
 def test_nothing_can_change_an_image_set(digits: ImageSet) -> None:
-    for array in (digits.images, digits.labels, digits.split):
+    pixels = digits.images
+    assert isinstance(pixels, np.ndarray)
+    for array in (pixels, digits.labels, digits.split):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
 

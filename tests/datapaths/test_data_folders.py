@@ -97,7 +97,7 @@ def test_grey_images_have_one_channel_unless_one_is_coloured(tmp_path: Path, cac
     mixed = load(plant(files, tmp_path / "mixed"), cache)
     assert mixed.shape == (3, 5, 6)
     for channel in range(3):
-        np.testing.assert_array_equal(mixed.images[1:, channel], grey.images[1:, 0])
+        np.testing.assert_array_equal(mixed.images[1:][:, channel], grey.images[1:][:, 0])
 
 
 def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path: Path, cache: Path) -> None:

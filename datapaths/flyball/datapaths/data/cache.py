@@ -1,4 +1,4 @@
-"""The user's cache of decoded images: one .npy and one .json per content, whole or not there.
+"""The user's cache of decoded samples: one .npy and one .json per content, whole or not there.
 
 What was learnt of a source is remembered under its path, sizes and times, so that the second run
 need not read it; the arrays themselves are found by content.
@@ -10,21 +10,33 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flyball.datapaths.data.config import DataConfig
 from flyball.datapaths.data.containers import Container
+from flyball.datapaths.data.listing import Listing
 from flyball.datapaths.data.plan import Part, Plan
 from flyball.datapaths.errors import CorruptArtifact, DataError, StorageError
 from flyball.datapaths.files import fingerprint_of, read_json, write_atomically, write_json
 from flyball.datapaths.progress import Report
 
-__all__ = ["Stored", "cache_folder", "find", "key_of", "recall", "remember", "store"]
+__all__ = [
+    "Stored",
+    "cache_folder",
+    "find",
+    "key_of",
+    "recall",
+    "recall_corrupt",
+    "remember",
+    "remember_corrupt",
+    "store",
+]
 
 FORMAT = 1
 _CHUNK = 1 << 24
@@ -36,16 +48,23 @@ class Stored:
     """Decoded images in the cache.
 
     Attributes:
-        file: the .npy, uint8 (N, C, H, W).
+        file: the .npy, uint8 (N, C, H, W) or (N, C, T, H, W).
         classes: class names.
         parts: the source's parts, in the order of the rows.
         pixels: digest of the array's bytes.
+        skipped: names of samples that were left out.
     """
 
     file: Path
     classes: tuple[str, ...]
     parts: tuple[Part, ...]
     pixels: str
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Of all samples."""
+        return int(self.images().nbytes)
 
     def images(self) -> NDArray[np.uint8]:
         """Maps the images read-only."""
@@ -78,7 +97,22 @@ def remember(cache: Path, container: Container, config: DataConfig, key: str) ->
 def key_of(plan: Plan) -> str:
     """Of the content, whatever it is packed in."""
     parts = [asdict(part) for part in plan.parts]
-    return fingerprint_of(FORMAT, plan.content, plan.classes, parts, plan.shape)
+    skipped = [plan.skipped] if plan.skipped else []
+    return fingerprint_of(FORMAT, plan.content, plan.classes, parts, plan.shape, *skipped)
+
+
+def recall_corrupt(cache: Path, listing: Listing) -> list[int] | None:
+    """Rows of a listing that were found corrupt before; None where nobody looked, or it changed."""
+    try:
+        return [int(row) for row in read_json(_corrupt_file(cache, listing))["rows"]]
+    except (CorruptArtifact, KeyError, TypeError, ValueError, OSError):
+        return None
+
+
+def remember_corrupt(cache: Path, listing: Listing, rows: Iterable[int]) -> None:
+    """Notes which rows are corrupt; a cache that takes no note only costs time."""
+    with contextlib.suppress(StorageError, OSError):
+        write_json(_corrupt_file(cache, listing), {"rows": sorted(rows)})
 
 
 def find(cache: Path, key: str) -> Stored | None:
@@ -91,7 +125,8 @@ def find(cache: Path, key: str) -> Stored | None:
         parts = tuple(
             Part(part["name"], tuple(part["counts"]), part["is_test"]) for part in header["parts"]
         )
-        return Stored(file, tuple(header["classes"]), parts, header["pixels"])
+        skipped = tuple(header.get("skipped", ()))
+        return Stored(file, tuple(header["classes"]), parts, header["pixels"], skipped)
     except (CorruptArtifact, KeyError, TypeError, OSError):
         return None
 
@@ -130,6 +165,7 @@ def store(cache: Path, plan: Plan, report: Report) -> Stored:
                     "classes": plan.classes,
                     "parts": [asdict(part) for part in plan.parts],
                     "pixels": pixels,
+                    "skipped": plan.skipped,
                 },
             )
     except BaseException:
@@ -184,6 +220,17 @@ def _memory_file(cache: Path, container: Container, config: DataConfig) -> Path:
     where = str(container.path.resolve())
     state = hashlib.sha256(json.dumps(container.state).encode()).hexdigest()
     source = (FORMAT, where, state, config.name, config.image_size, config.limit)
+    if config.short_side is not None or config.skip_corrupt:
+        return _source_file(cache, *source, config.short_side, config.skip_corrupt)
+    return _source_file(cache, *source)
+
+
+def _corrupt_file(cache: Path, listing: Listing) -> Path:
+    where = str(listing.where.resolve())
+    return _source_file(cache, FORMAT, "corrupt", where, listing.token, listing.state)
+
+
+def _source_file(cache: Path, *source: Any) -> Path:
     return cache / "sources" / f"{fingerprint_of(*source)}.json"
 
 

@@ -7,28 +7,25 @@ beside one `val` is dealt with `train`.
 import bisect
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
+from flyball.datapaths.data.class_layout import choose, is_image, where
 from flyball.datapaths.data.containers import Container
-from flyball.datapaths.data.decode import (
-    SUFFIXES,
-    Header,
-    decode,
-    header_of,
-    quiet_pillow,
-    resized_shape,
-)
+from flyball.datapaths.data.decode import Header, Sizing, decode, header_of, quiet_pillow
+from flyball.datapaths.data.listing import Listing
 from flyball.datapaths.data.plan import Part, Pixels, Plan
+from flyball.datapaths.data.random_files import Entries, Files, open_files, opened
+from flyball.datapaths.data.samples import ImageReader, name_table
 from flyball.datapaths.errors import DataError
 from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.progress import Progress, Report
 
-__all__ = ["plan_class_folders"]
+__all__ = ["decoded_bytes", "list_class_folders", "plan_class_folders"]
 
-_TRAIN, _VAL, _TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
-_PART_NAMES = (*_TRAIN, *_VAL, *_TEST)
 _EVERY = 500  # images between two reports
 _KEPT_BYTES = 64 << 20  # files that are kept from the survey, so that small sets are read once
 
@@ -36,69 +33,181 @@ Name = tuple[str, ...]
 
 
 class _Image(NamedTuple):
-    header: Header
+    header: Header | None
     digest: bytes
     size: int
 
 
-class _Layout(NamedTuple):
-    """Where the classes are: `base` is skipped, then comes a part (if there are any), then a class.
-
-    `parts` holds the folder names of the parts; ("",) where there are none.
-    """
-
-    base: Name
-    parts: tuple[str, ...]
-    test_part: str | None
-    classes: tuple[str, ...]
-
-
 def plan_class_folders(
-    container: Container, *, image_size: int | None, limit: int | None, report: Report
+    container: Container,
+    *,
+    sizing: Sizing,
+    limit: int | None,
+    report: Report,
+    skip_corrupt: bool = False,
 ) -> Plan:
-    """Looks through a container of class folders; decodes nothing.
+    """Looks through a container of class folders, whose images the cache is to hold.
+
+    Decodes nothing, unless corrupt images are to be skipped.
 
     Args:
         container: the folder or archive.
-        image_size: as in `decode.fit`.
+        sizing: how an image comes to its size.
         limit: at most so many images, the first by name, of each class in each part.
         report: told of the stage "survey", in bytes of the container.
+        skip_corrupt: an image that does not decode is left out. It still counts to the limit.
 
     Raises:
         DataError: the container is corrupt, the folders are no class folders, a class has no
-            image, parts differ in their classes, a file is no image, or (without `image_size`)
-            two images differ in size.
+            image, parts differ in their classes, a file is no image, or (without a size) two
+            images differ in size.
     """
-    images, folders, kept = _survey(container, limit, report)
-    layout = _layout_of(container, images, folders)
-    chosen, parts = _choose(container, layout, images, folders, limit)
-    if image_size is None:
-        _check_one_size(container, chosen, images)
-    channels = 1 if all(images[name].header.is_grey for name in chosen) else 3
-    first = images[chosen[0]].header
+    images, folders, kept = _survey(container, limit, report, skip_corrupt)
+    classes, chosen, parts = choose(container, images, folders, limit)
+    names, parts, skipped = _decodable(container, chosen, images, parts)
+    channels, shape = _shape_of(container, names, images, sizing)
     content = hashlib.sha256()
-    for name in chosen:
+    for name in names:
         content.update(images[name].digest)
-    rows = {name: row for row, name in enumerate(chosen)}
-    digests = {name: images[name].digest for name in chosen}
+    rows = {name: row for row, name in enumerate(names)}
+    digests = {name: images[name].digest for name in names}
 
     def read(report: Report) -> Pixels:
-        files = ((name, kept[name]) for name in chosen) if kept else _files(container, digests)
+        files = ((name, kept[name]) for name in names) if kept else _files(container, digests)
         with quiet_pillow():
             for done, (name, data) in enumerate(files, start=1):
-                where = _where(container, name)
-                pixels = decode(data, where, channels=channels, image_size=image_size)
+                here = where(container, name)
+                pixels = decode(data, here, channels=channels, image_size=sizing)
                 if done % _EVERY == 0 or done == len(rows):
                     report(Progress("decode", done, len(rows)))
                 yield rows[name], pixels
 
     return Plan(
-        classes=layout.classes,
+        classes=classes,
         parts=parts,
-        shape=resized_shape(channels, first.height, first.width, image_size),
-        content=fingerprint_of("class folders", content.hexdigest(), channels, image_size),
+        shape=shape,
+        content=fingerprint_of("class folders", content.hexdigest(), channels, sizing.token),
         read=read,
+        skipped=tuple("/".join(name) for name in skipped),
     )
+
+
+def decoded_bytes(
+    container: Container, entries: Entries, *, sizing: Sizing, limit: int | None
+) -> int:
+    """How much all images take once decoded, if all are as grey or coloured as the first.
+
+    Raises:
+        DataError: the folders are no class folders.
+    """
+    names = choose(container, entries.sizes, entries.folders, limit).names
+    try:
+        header = _header(open_files(container, entries), names[0])
+    except DataError:
+        return 0
+    shape = sizing.shape(1 if header.is_grey else 3, header.height, header.width)
+    return len(names) * int(np.prod(shape, dtype=np.int64))
+
+
+def list_class_folders(
+    container: Container,
+    entries: Entries,
+    *,
+    sizing: Sizing,
+    limit: int | None,
+    report: Report,
+    skip_corrupt: bool = False,
+) -> Listing:
+    """Looks through a container of class folders, whose images are to be streamed.
+
+    Opens every file to read its header.
+
+    Args:
+        container: the folder or archive; no compressed tar.
+        entries: its images.
+        sizing, limit, report, skip_corrupt: as in `plan_class_folders`; the survey is told in
+            images, and of those that are corrupt finds only what the header shows.
+
+    Raises:
+        DataError: as from `plan_class_folders`.
+    """
+    classes, chosen, parts = choose(container, entries.sizes, entries.folders, limit)
+    files = open_files(container, entries)
+    images: dict[Name, _Image] = {}
+    with quiet_pillow():
+        for done, name in enumerate(chosen, start=1):
+            header: Header | None = None
+            try:
+                header = _header(files, name)
+            except DataError:
+                if not skip_corrupt:
+                    raise
+            images[name] = _Image(header, b"", entries.sizes[name])
+            if done % _EVERY == 0 or done == len(chosen):
+                report(Progress("survey", done, len(chosen)))
+    names, _, skipped = _decodable(container, chosen, images, parts)
+    channels, shape = _shape_of(container, names, images, sizing)
+    table = name_table(["/".join(name) for name in chosen])
+    content = hashlib.sha256()
+    for name in chosen:
+        content.update(repr(("/".join(name), images[name].size, images[name].header)).encode())
+    listing = Listing(
+        classes=classes,
+        parts=parts,
+        shape=shape,
+        reader=ImageReader(files, table, channels, sizing),
+        token=fingerprint_of("streamed class folders", content.hexdigest(), channels, sizing.token),
+        state=fingerprint_of(container.state),
+        where=container.path,
+    )
+    place = {name: row for row, name in enumerate(chosen)}
+    return listing.without([place[name] for name in skipped]) if skipped else listing
+
+
+def _header(files: Files, name: Name) -> Header:
+    path = "/".join(name)
+    data = opened(files, path)
+    if isinstance(data, bytes):
+        return header_of(data, files.where(path))
+    with data:
+        return header_of(data, files.where(path))
+
+
+def _shape_of(
+    container: Container, names: list[Name], images: dict[Name, _Image], sizing: Sizing
+) -> tuple[int, tuple[int, int, int]]:
+    """Channels, and the shape of every image once it is sized."""
+    headers = [header for name in names if (header := images[name].header) is not None]
+    if sizing.height is None:
+        _check_one_size(container, names, headers)
+    channels = 1 if all(header.is_grey for header in headers) else 3
+    return channels, sizing.shape(channels, headers[0].height, headers[0].width)
+
+
+def _decodable(
+    container: Container,
+    chosen: list[Name],
+    images: dict[Name, _Image],
+    parts: tuple[Part, ...],
+) -> tuple[list[Name], tuple[Part, ...], list[Name]]:
+    """The images that decode, what each part has of them, and the others."""
+    names: list[Name] = []
+    counted: list[Part] = []
+    left = iter(chosen)
+    for part in parts:
+        counts: list[int] = []
+        for count in part.counts:
+            own = [next(left) for _ in range(count)]
+            good = [name for name in own if images[name].header is not None]
+            names += good
+            counts.append(len(good))
+        counted.append(replace(part, counts=tuple(counts)))
+    if not names:
+        raise DataError(
+            f"A data set holds images that decode; of the {len(chosen)} of {container.path} none "
+            "does. Fetch it again."
+        )
+    return names, tuple(counted), [name for name in chosen if images[name].header is None]
 
 
 def _files(container: Container, digests: dict[Name, bytes]) -> Iterator[tuple[Name, bytes]]:
@@ -109,7 +218,7 @@ def _files(container: Container, digests: dict[Name, bytes]) -> Iterator[tuple[N
             if hashlib.sha256(member.data).digest() != digests[member.name]:
                 raise DataError(
                     "A data set must stay as it is while it is read; "
-                    f"{_where(container, member.name)} changed. Start again."
+                    f"{where(container, member.name)} changed. Start again."
                 )
             left.discard(member.name)
             yield member.name, member.data
@@ -118,7 +227,7 @@ def _files(container: Container, digests: dict[Name, bytes]) -> Iterator[tuple[N
 
 
 def _survey(
-    container: Container, limit: int | None, report: Report
+    container: Container, limit: int | None, report: Report, skip_corrupt: bool
 ) -> tuple[dict[Name, _Image], set[Name], dict[Name, bytes]]:
     """All images, or with a limit the first by name of each folder; all folders; files kept.
 
@@ -132,7 +241,7 @@ def _survey(
 
     def is_wanted(name: Name) -> bool:
         first = by_folder.get(name[:-1], [])
-        return _is_image(name) and (limit is None or len(first) < limit or name <= first[-1])
+        return is_image(name) and (limit is None or len(first) < limit or name <= first[-1])
 
     with quiet_pillow():
         for member in container.members(is_wanted):
@@ -140,13 +249,13 @@ def _survey(
             folders.update(above[:depth] for depth in range(1, len(above) + 1))
             if member.data is None:
                 continue
-            where = _where(container, member.name)
+            here = where(container, member.name)
             if member.name in images:
                 raise DataError(
-                    f"Every file of an archive has its own name; {where} is there twice. "
+                    f"Every file of an archive has its own name; {here} is there twice. "
                     "Pack it again."
                 )
-            header = header_of(member.data, where)
+            header = _header_if_whole(member.data, here, skip_corrupt)
             size = len(member.data)
             images[member.name] = _Image(header, hashlib.sha256(member.data).digest(), size)
             kept_bytes += size
@@ -163,113 +272,27 @@ def _survey(
             if len(images) % _EVERY == 0:
                 report(Progress("survey", min(member.position, container.size), container.size))
     report(Progress("survey", container.size, container.size, f"{len(images)} images"))
-    if not images:
-        raise DataError(
-            f"A data set holds images ({', '.join(SUFFIXES)}); {container.path} has none. "
-            "Name another folder or archive with --set data.root=FILE."
-        )
     return images, folders, kept
 
 
-def _layout_of(container: Container, images: Iterable[Name], folders: Iterable[Name]) -> _Layout:
-    images, folders = list(images), list(folders)
-    base: Name = ()
-    while min(len(name) for name in images) > len(base) + 2:
-        below = {name[len(base)] for name in (*images, *folders) if len(name) > len(base)}
-        if len(below) > 1:
-            break
-        base = (*base, *below)
-    tops = {folder[len(base)] for folder in folders if len(folder) > len(base)}
-    parts: tuple[str, ...] = ("",)
-    if tops & set(_TRAIN) and tops & {*_VAL, *_TEST}:
-        order = {name: place for place, name in enumerate(_PART_NAMES)}
-        parts = tuple(sorted(tops & set(_PART_NAMES), key=order.__getitem__))
-    depth = len(base) + (parts != ("",))
-    for name in images:
-        if len(name) <= depth + 1:
-            raise DataError(
-                "Every image lies in the folder of its class, as in <class>/1.png or "
-                f"train/<class>/1.png; {_where(container, name)} lies in none. Move or remove it."
-            )
-        if parts != ("",) and name[len(base)] not in parts:
-            raise DataError(
-                f"Beside {' and '.join(parts)} no other folder may hold images; "
-                f"{_where(container, name)} is in one. Move it into a part, or remove it."
-            )
-    held_out = [part for part in parts if part in _TEST] or [p for p in parts if p in _VAL]
-    if len(held_out) > 1:
-        raise DataError(
-            f"A data set has one test part; {container.path} has {' and '.join(held_out)}. "
-            "Keep one of them."
-        )
-    in_parts = [f for f in folders if len(f) == depth + 1 and (parts == ("",) or f[-2] in parts)]
-    return _Layout(
-        base, parts, held_out[0] if held_out else None, tuple(sorted({f[depth] for f in in_parts}))
-    )
+def _header_if_whole(data: bytes, here: str, skip_corrupt: bool) -> Header | None:
+    """The header; where corrupt images are skipped, None of one that does not decode."""
+    if not skip_corrupt:
+        return header_of(data, here)
+    try:
+        header = header_of(data, here)
+        decode(data, here, channels=3, image_size=None)
+    except DataError:
+        return None
+    return header
 
 
-def _choose(
-    container: Container,
-    layout: _Layout,
-    images: Iterable[Name],
-    folders: set[Name],
-    limit: int | None,
-) -> tuple[list[Name], tuple[Part, ...]]:
-    """The images to read in the order of the rows, and what each part has of each class."""
-    if len(layout.classes) < 2:
-        raise DataError(
-            f"A data set has at least two class folders; {container.path} has "
-            f"{len(layout.classes)}: {', '.join(layout.classes)}. Add another class."
-        )
-    depth = len(layout.base) + (layout.parts != ("",))
-    by_folder: dict[Name, list[Name]] = {}
-    for name in sorted(images):
-        by_folder.setdefault(name[: depth + 1], []).append(name)
-    chosen: list[Name] = []
-    parts: list[Part] = []
-    for part in layout.parts:
-        above = (*layout.base, part) if part else layout.base
-        counts: list[int] = []
-        for label in layout.classes:
-            folder = (*above, label)
-            if folder not in by_folder:
-                raise _missing_class(container, layout, folder, is_there=folder in folders)
-            chosen += by_folder[folder][:limit]
-            counts.append(len(by_folder[folder][:limit]))
-        parts.append(Part(part or "all", tuple(counts), part == layout.test_part and part != ""))
-    return chosen, tuple(parts)
-
-
-def _missing_class(
-    container: Container, layout: _Layout, folder: Name, *, is_there: bool
-) -> DataError:
-    where = _where(container, folder)
-    if is_there:
-        return DataError(
-            f"Every class folder holds images ({', '.join(SUFFIXES)}); {where} has none. "
-            "Fill or remove it."
-        )
-    return DataError(
-        f"{' and '.join(layout.parts)} must have the same class folders; there is no {where}. "
-        "Add it, or remove that class from the other parts."
-    )
-
-
-def _check_one_size(container: Container, chosen: list[Name], images: dict[Name, _Image]) -> None:
-    first = images[chosen[0]].header
-    for name in chosen:
-        header = images[name].header
+def _check_one_size(container: Container, names: list[Name], headers: list[Header]) -> None:
+    first = headers[0]
+    for name, header in zip(names, headers, strict=True):
         if header[:2] != first[:2]:
             raise DataError(
-                f"All images must have one size; {_where(container, chosen[0])} is "
-                f"{first.width}x{first.height} and {_where(container, name)} is "
+                f"All images must have one size; {where(container, names[0])} is "
+                f"{first.width}x{first.height} and {where(container, name)} is "
                 f"{header.width}x{header.height}. Resize them with --set data.image_size=N."
             )
-
-
-def _is_image(name: Name) -> bool:
-    return PurePosixPath(name[-1]).suffix.lower() in SUFFIXES
-
-
-def _where(container: Container, name: Name) -> str:
-    return f"{'/'.join(name)} in {container.path}"

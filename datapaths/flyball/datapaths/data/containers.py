@@ -43,12 +43,16 @@ class Member:
         name: components below the container's root; never empty, absolute, ".", ".." or hidden.
         is_folder: it is a folder.
         data: the file's bytes where they were wanted, else None.
+        size: of the file, in bytes; 0 of a folder.
+        offset: where the file's bytes start in a tar that is not compressed, else None.
         position: how many of the container's `size` bytes were gone through, for progress.
     """
 
     name: tuple[str, ...]
     is_folder: bool
     data: bytes | None
+    size: int
+    offset: int | None
     position: int
 
 
@@ -68,18 +72,29 @@ class Container:
     state: tuple[tuple[str, int, int], ...]
     size: int
 
-    def members(self, wanted: Callable[[tuple[str, ...]], bool]) -> Iterator[Member]:
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the members can be read one after the other only: a compressed tar."""
+        if self.kind != "tar":
+            return False
+        with self.path.open("rb") as file:
+            return file.read(6).startswith(tuple(_COMPRESSIONS))
+
+    def members(
+        self, wanted: Callable[[tuple[str, ...]], bool], *, read: bool = True
+    ) -> Iterator[Member]:
         """Goes through all members, a folder's in sorted order and an archive's in its own.
 
         Args:
-            wanted: whether the file of that name is to be read.
+            wanted: whether the file of that name is needed; it must then be a plain file.
+            read: whether needed files are read, or only named.
 
         Raises:
             DataError: the archive is corrupt or truncated, or a file cannot be read.
         """
         walk = {"folder": self._folder, "tar": _tar_members, "zip": _zip_members}[self.kind]
         try:
-            yield from walk(self.path, wanted)
+            yield from walk(self.path, wanted, read)
         except _BROKEN as error:
             what = "folder" if self.kind == "folder" else "archive"
             raise DataError(
@@ -87,16 +102,17 @@ class Container:
                 f"not readable ({error or type(error).__name__}). Fetch or pack it again."
             ) from error
 
-    def _folder(self, root: Path, wanted: Callable[[tuple[str, ...]], bool]) -> Iterator[Member]:
+    def _folder(
+        self, root: Path, wanted: Callable[[tuple[str, ...]], bool], read: bool
+    ) -> Iterator[Member]:
         position = 0
         for name, size, _ in self.state:
             parts = tuple(name.rstrip("/").split("/"))
             is_folder = name.endswith("/")
-            take = not is_folder and wanted(parts)
+            take = read and not is_folder and wanted(parts)
             position += size
-            yield Member(
-                parts, is_folder, root.joinpath(*parts).read_bytes() if take else None, position
-            )
+            data = root.joinpath(*parts).read_bytes() if take else None
+            yield Member(parts, is_folder, data, size, None, position)
 
 
 def open_container(root: str) -> Container:
@@ -161,7 +177,9 @@ def _walk(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tu
             )
 
 
-def _tar_members(path: Path, wanted: Callable[[tuple[str, ...]], bool]) -> Iterator[Member]:
+def _tar_members(
+    path: Path, wanted: Callable[[tuple[str, ...]], bool], read: bool
+) -> Iterator[Member]:
     with path.open("rb") as raw:
         head = raw.read(6)
         raw.seek(0)
@@ -183,10 +201,11 @@ def _tar_members(path: Path, wanted: Callable[[tuple[str, ...]], bool]) -> Itera
                         "link. Pack it again with links resolved (tar --dereference "
                         "--hard-dereference)."
                     )
-                opened = tar.extractfile(member) if take else None
+                opened = tar.extractfile(member) if take and read else None
                 data = opened.read() if opened is not None else None
+                offset = None if stream is not raw or member.issparse() else member.offset_data
                 if member.isdir() or member.isreg():
-                    yield Member(name, member.isdir(), data, raw.tell())
+                    yield Member(name, member.isdir(), data, member.size, offset, raw.tell())
         while stream.read(_BUFFER):  # to the end, where the checksums are
             pass
 
@@ -208,16 +227,18 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
 
 
-def _zip_members(path: Path, wanted: Callable[[tuple[str, ...]], bool]) -> Iterator[Member]:
+def _zip_members(
+    path: Path, wanted: Callable[[tuple[str, ...]], bool], read: bool
+) -> Iterator[Member]:
     position = 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             position += member.compress_size
             name = _visible(path, member.filename)
             if name:
-                take = not member.is_dir() and wanted(name)
+                take = read and not member.is_dir() and wanted(name)
                 data = archive.read(member) if take else None
-                yield Member(name, member.is_dir(), data, position)
+                yield Member(name, member.is_dir(), data, member.file_size, None, position)
 
 
 def _visible(path: Path, name: str) -> tuple[str, ...]:

@@ -1,87 +1,172 @@
-"""From a configuration to an image set: checks first, decodes once, then maps what is there."""
+"""From a configuration to an image set: checks first, decodes once and maps, or streams."""
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flyball.datapaths.data.cache import cache_folder, key_of, recall, remember, store
-from flyball.datapaths.data.cifar_batches import (
-    CIFAR10_CLASSES,
-    CIFAR10_SHAPE,
-    holds_batches,
-    plan_batches,
+from flyball.datapaths.data.cache import (
+    Stored,
+    cache_folder,
+    key_of,
+    recall,
+    recall_corrupt,
+    remember,
+    remember_corrupt,
+    store,
 )
-from flyball.datapaths.data.class_folders import plan_class_folders
-from flyball.datapaths.data.config import DataConfig
-from flyball.datapaths.data.containers import Container, open_container
+from flyball.datapaths.data.config import STREAMED_SETS, DataConfig
 from flyball.datapaths.data.deal import deal
 from flyball.datapaths.data.decode import fit
+from flyball.datapaths.data.digit_clips import clips_of, plan_digit_clips
 from flyball.datapaths.data.image_set import ImageSet
+from flyball.datapaths.data.listing import Listing, plan_of
 from flyball.datapaths.data.plan import Part, Plan, labels_of, test_mask_of
-from flyball.datapaths.errors import DataError, InvalidSetting
+from flyball.datapaths.data.sources import Source, open_source
+from flyball.datapaths.data.streamed import StreamedPixels, corrupt_rows
+from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.files import fingerprint_of
-from flyball.datapaths.progress import Report, silent
+from flyball.datapaths.progress import Progress, Report, silent
 
 __all__ = ["load_images"]
+
+CheckShape = Callable[[tuple[int, ...]], None]
 
 
 def load_images(
     config: DataConfig,
     *,
     report: Report | None = None,
-    check_shape: Callable[[tuple[int, int, int]], None] | None = None,
+    check_shape: CheckShape | None = None,
 ) -> ImageSet:
     """Loads a data set and deals it into the four splits.
 
-    "digits" is made in memory. The others are looked through first (headers only, nothing
-    written), then decoded once into the cache and mapped from there; unchanged files are not
-    even looked through again. Rows run by part, class and name.
+    "digits" is made in memory. The others are looked through first, nothing written, then decoded
+    once into the cache and mapped from there; what would take more than `config.cache_limit_mb` is
+    streamed. "folder" and "cifar10" are found in the cache by content, the others by names, sizes
+    and dates; unchanged files are not even looked through again. Rows run by part, class and name.
 
     Args:
         config: what to load.
-        check_shape: called with (C, H, W) of an image before anything is written; may raise.
-        report: told of the stages "survey" and "decode", which are skipped where the cache knows.
+        check_shape: called with the shape of one sample, (C, H, W) or (C, T, H, W), before
+            anything is written; may raise.
+        report: told of the stages "survey", "check" (where corrupt samples are looked for) and
+            "decode", which are skipped where the cache knows; and of samples left out.
 
     Raises:
         DataError: the source is missing, corrupt, empty, or cannot be dealt.
         InvalidSetting: the settings do not fit the source.
+        PickleRefused: what the source needs is there as a pickle alone.
         StorageError: the cache cannot be written.
     """
+    tell, check = report or silent, check_shape or _take_any
     if config.name == "digits":
         return _digits(config)
-    tell = report or silent
-    container = _container_of(config)
+    if config.root is not None and config.name == "digit_clips":
+        raise _no_root(config)
     cache = cache_folder(config)
-    stored = recall(cache, container, config)
-    if stored is None:
-        plan = _plan_of(container, config, tell)
-        _deal_parts(plan.parts, plan.classes, config)
-        if check_shape is not None:
-            check_shape(plan.shape)
-        stored = store(cache, plan, tell)
-        remember(cache, container, config, key_of(plan))
+    if config.name == "digit_clips":
+        plan = plan_digit_clips(config)
+        images = _mapped(config, _stored(config, plan, cache, tell, check))
+        return replace(images, difficulty=clips_of(config).difficulty)
+    images = _from_files(config, open_source(config), cache, tell, check)
+    if images.skipped:
+        named = ", ".join(images.skipped[:3])
+        note = f"left out {len(images.skipped)} corrupt samples: {named}"
+        tell(Progress("survey", len(images), len(images), note))
+    return images
+
+
+def _from_files(
+    config: DataConfig, source: Source, cache: Path, report: Report, check: CheckShape
+) -> ImageSet:
+    """The set of a source of files, by content where it can be read in one go, else by listing."""
+    if source.container is not None and config.access != "stream":
+        found = recall(cache, source.container, config)
+        if found is not None and _fits(config, found.decoded_bytes):
+            return _mapped(config, found)
+    if source.plan is not None and _fits(config, source.decoded_bytes()):
+        plan = source.plan(report)
+        if _fits(config, plan.decoded_bytes) or not source.can_list:
+            stored = _stored(config, plan, cache, report, check)
+            if source.container is not None:
+                remember(cache, source.container, config, key_of(plan))
+            return _mapped(config, stored)
+    listing = source.listing(report)
+    check(listing.shape)
+    if config.skip_corrupt:
+        listing = _without_corrupt(listing, config, cache, report)
+    if _fits(config, listing.decoded_bytes):
+        stored = _stored(config, plan_of(listing, config.workers), cache, report, check)
+        return _mapped(config, stored)
+    return _image_set(
+        config,
+        StreamedPixels(listing.reader, listing.shape, config.workers),
+        listing.parts,
+        listing.classes,
+        pixels_digest=fingerprint_of("streamed", listing.token),
+        skipped=listing.skipped,
+    )
+
+
+def _fits(config: DataConfig, decoded_bytes: int) -> bool:
+    """Whether a set of that size is cached."""
+    if config.access == "auto":
+        return decoded_bytes <= config.cache_limit_mb * 10**6
+    return config.access == "cache"
+
+
+def _stored(
+    config: DataConfig, plan: Plan, cache: Path, report: Report, check: CheckShape
+) -> Stored:
+    """What a plan gives, decoded, after all that can be checked before."""
+    _deal_parts(plan.parts, plan.classes, config)
+    check(plan.shape)
+    if not _fits(config, plan.decoded_bytes):
+        raise InvalidSetting(
+            f"Decoded, {config.name} takes {plan.decoded_bytes / 1e6:,.0f} MB, more than "
+            f"data.cache_limit_mb = {config.cache_limit_mb}, and cannot be streamed: of data.name "
+            f"{', '.join(STREAMED_SETS)} can be, from a folder, a zip or a tar that is not "
+            "compressed. Unpack it, lower --set data.limit, or give --set data.access=cache."
+        )
+    return store(cache, plan, report)
+
+
+def _without_corrupt(listing: Listing, config: DataConfig, cache: Path, report: Report) -> Listing:
+    """The listing less what does not decode; decodes every sample unless that was done before."""
+    _deal_parts(listing.parts, listing.classes, config)
+    rows = recall_corrupt(cache, listing)
+    if rows is None:
+        pixels = StreamedPixels(listing.reader, listing.shape, config.workers)
+        rows = sorted(corrupt_rows(pixels, report))
+        remember_corrupt(cache, listing, rows)
+    return listing.without(rows) if rows else listing
+
+
+def _take_any(shape: tuple[int, ...]) -> None:
+    """Takes any shape."""
+
+
+def _mapped(config: DataConfig, stored: Stored) -> ImageSet:
     return _image_set(
         config,
         stored.images(),
-        labels_of(stored.parts),
+        stored.parts,
         stored.classes,
-        _deal_parts(stored.parts, stored.classes, config),
         pixels_digest=stored.pixels,
         images_file=stored.file,
+        skipped=stored.skipped,
     )
 
 
 def _digits(config: DataConfig) -> ImageSet:
     """scikit-learn's copy of the UCI optical digits: 1,797 grey 8x8 images of 0 to 16."""
     if config.root is not None:
-        raise InvalidSetting(
-            f"'digits' comes with scikit-learn and has no root; got data.root={config.root}. "
-            "Give --set data.name=cifar10 or data.name=folder with it, or leave it out."
-        )
+        raise _no_root(config)
     from sklearn.datasets import load_digits
 
     values, target = load_digits(return_X_y=True)
@@ -97,49 +182,14 @@ def _digits(config: DataConfig) -> ImageSet:
     classes = tuple(str(digit) for digit in range(10))
     split = deal(labels, np.zeros(len(labels), np.bool_), classes, config.shares, config.seed)
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return _image_set(config, pixels, labels, classes, split, pixels_digest=digest)
+    return _of_rows(config, pixels, labels, classes, split, pixels_digest=digest)
 
 
-def _container_of(config: DataConfig) -> Container:
-    if config.root is None:
-        raise DataError(
-            f"The data set {config.name!r} is read from a folder or archive, and none is named. "
-            "Name it with --set data.root=FILE."
-        )
-    root = Path(config.root).expanduser()
-    if config.name == "cifar10":
-        # torchvision's root may hold other data sets beside this one
-        for inside in (root / "cifar-10-batches-py", root / "cifar-10-python.tar.gz"):
-            if inside.exists():
-                return open_container(str(inside))
-    return open_container(str(root))
-
-
-def _plan_of(container: Container, config: DataConfig, report: Report) -> Plan:
-    if config.name == "cifar10" and holds_batches(container):
-        return plan_batches(
-            container, image_size=config.image_size, limit=config.limit, report=report
-        )
-    plan = plan_class_folders(
-        container, image_size=config.image_size, limit=config.limit, report=report
+def _no_root(config: DataConfig) -> InvalidSetting:
+    return InvalidSetting(
+        f"{config.name!r} comes with scikit-learn and has no root; got data.root={config.root}. "
+        "Give --set data.name=cifar10 or data.name=folder with it, or leave it out."
     )
-    if config.name == "cifar10":
-        _check_cifar10(plan, container, config)
-    return plan
-
-
-def _check_cifar10(plan: Plan, container: Container, config: DataConfig) -> None:
-    if plan.classes != CIFAR10_CLASSES:
-        raise DataError(
-            f"CIFAR-10's classes are {', '.join(CIFAR10_CLASSES)}; {container.path} has "
-            f"{', '.join(plan.classes)}. Give --set data.name=folder for a data set of your own."
-        )
-    if config.image_size is None and plan.shape != CIFAR10_SHAPE:
-        sizes = ["x".join(str(side) for side in shape) for shape in (CIFAR10_SHAPE, plan.shape)]
-        raise DataError(
-            f"CIFAR-10's images are {sizes[0]}; those of {container.path} are {sizes[1]}. "
-            "Resize them with --set data.image_size=32, or give --set data.name=folder."
-        )
 
 
 def _deal_parts(
@@ -150,13 +200,27 @@ def _deal_parts(
 
 def _image_set(
     config: DataConfig,
-    images: NDArray[np.uint8],
+    images: NDArray[np.uint8] | StreamedPixels,
+    parts: tuple[Part, ...],
+    classes: tuple[str, ...],
+    *,
+    pixels_digest: str,
+    images_file: Path | None = None,
+    skipped: tuple[str, ...] = (),
+) -> ImageSet:
+    split = _deal_parts(parts, classes, config)
+    made = _of_rows(config, images, labels_of(parts), classes, split, pixels_digest=pixels_digest)
+    return replace(made, images_file=images_file, skipped=skipped)
+
+
+def _of_rows(
+    config: DataConfig,
+    images: NDArray[np.uint8] | StreamedPixels,
     labels: NDArray[np.int64],
     classes: tuple[str, ...],
     split: NDArray[np.int8],
     *,
     pixels_digest: str,
-    images_file: Path | None = None,
 ) -> ImageSet:
     labels.setflags(write=False)
     split.setflags(write=False)
@@ -170,5 +234,4 @@ def _image_set(
         fingerprint=fingerprint_of(
             "images", config.name, classes, images.shape, pixels_digest, rows
         ),
-        images_file=images_file,
     )

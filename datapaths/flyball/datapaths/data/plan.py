@@ -1,7 +1,7 @@
-"""A source of images that was looked through: what it holds, and how to read its pixels.
+"""A source of images or clips that was looked through: what it holds, and how to read its pixels.
 
 Rows run through the source's parts, within a part through the classes, within a class through
-the images in their order; so counts alone tell every row's label. C channels, H, W.
+the samples in their order; so counts alone tell every row's label. C channels, T frames, H, W.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Part:
 
     Attributes:
         name: of the part; "all" where the source has no parts.
-        counts: images of each class.
+        counts: samples of each class.
         is_test: the part is the source's own test set.
     """
 
@@ -39,22 +39,29 @@ class Plan:
     Attributes:
         classes: class names.
         parts: in the order of the rows.
-        shape: (C, H, W) of every image as read.
-        content: digest of the images' bytes in the order of the rows and of what decodes them.
-        read: gives every row once with its pixels, uint8 (C, H, W), in whatever order the source
-            has them; raises DataError at the first image that cannot be read.
+        shape: (C, H, W) of every image, or (C, T, H, W) of every clip, as read.
+        content: digest of the samples' bytes in the order of the rows and of what decodes them.
+        read: gives every row once with its pixels, uint8 of `shape`, in whatever order the source
+            has them; raises DataError at the first sample that cannot be read.
+        skipped: samples that were left out because they cannot be decoded, by name and reason.
     """
 
     classes: tuple[str, ...]
     parts: tuple[Part, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     content: str
     read: Callable[[Report], Pixels]
+    skipped: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
-        """Images in all."""
+        """Samples in all."""
         return sum(sum(part.counts) for part in self.parts)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Of all samples."""
+        return self.count * int(np.prod(self.shape, dtype=np.int64))
 
 
 def labels_of(parts: tuple[Part, ...]) -> NDArray[np.int64]:
