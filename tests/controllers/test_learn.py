@@ -129,6 +129,16 @@ def test_the_weights_kept_are_the_best_on_the_validation_table(identity: BanditT
     assert learned.best_update < learned.updates
 
 
+def test_looking_at_the_validation_table_leaves_batch_statistics_alone() -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)).train()
+    seen = np.random.default_rng(0).normal(5.0, 1.0, (16, 3)).astype(np.float32)
+    greedy_reward(network, BanditTable(seen, np.zeros((16, 2), np.float32)))
+    statistics = network[0].running_mean
+    assert isinstance(statistics, torch.Tensor)
+    assert statistics.tolist() == [0.0, 0.0, 0.0]
+    assert network.training
+
+
 def test_a_run_makes_exactly_its_updates_and_reports_every_iteration(
     identity: BanditTable,
 ) -> None:

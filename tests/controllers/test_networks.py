@@ -1,21 +1,34 @@
 """The controllers' networks: exact cost, stored standardisation, a start that prefers no arm."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
+from flyball.controllers.export import load_controller, save_controller
 from flyball.controllers.networks import (
     ControllerConfig,
+    NetworkKind,
     Standardise,
     build_network,
+    c3d_controller,
     fit_standardisation,
     network_macs,
 )
+from flyball.controllers.protocol import NetworkController
+from flyball.datapaths.c3d import C3dConfig, c3d_w, small_c3d
+from flyball.datapaths.cost import executed_macs
 from flyball.datapaths.errors import InvalidSetting, UnknownName
+from flyball.datapaths.networks import make_network
 
 VGG_D_MACS = 207_000_000
 DIGITS = (1, 8, 8)
 CIFAR = (3, 32, 32)
+CLIPS = (1, 16, 32, 32)
+GESTURES = (3, 16, 100, 160)
 
 
 def test_macs_of_a_context_head_are_the_products_of_its_layer_sizes() -> None:
@@ -48,6 +61,91 @@ def test_macs_of_the_cnn_on_cifar_by_hand_and_a_thousandth_of_the_data_path() ->
 def test_the_cnn_takes_any_size_and_gives_one_logit_an_arm(shape: tuple[int, int, int]) -> None:
     network = build_network(ControllerConfig(kind="image_cnn", width=4), shape, 7)
     assert network(torch.zeros(3, *shape)).shape == (3, 7)
+
+
+def test_macs_of_the_clip_cnn_by_hand() -> None:
+    network = build_network(ControllerConfig(kind="clip_cnn", width=32), CLIPS, 10)
+    first = 4 * 8 * 8 * 8 * (1 * 5**3)
+    second = 2 * 4 * 4 * 32 * (8 * 3**3)
+    assert network_macs(network, CLIPS) == first + second + 1024 * 32 + 32 * 10
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"), [(small_c3d(), CLIPS), (c3d_w(), GESTURES)], ids=["small", "published"]
+)
+def test_the_default_clip_cnn_costs_at_most_a_fiftieth_of_its_data_path(
+    path: C3dConfig, shape: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        controller = build_network(ControllerConfig(kind="clip_cnn"), shape, 10)
+        network = make_network(path)
+    full = executed_macs(network.layer_costs(), network.components)
+    assert network_macs(controller, shape) < 0.02 * full
+
+
+@pytest.mark.parametrize("shape", [CLIPS, (3, 5, 17, 9), (1, 1, 1, 1), (2, 40, 6, 6)])
+def test_the_clip_cnn_takes_any_size_and_gives_one_logit_an_arm(shape: tuple[int, ...]) -> None:
+    network = build_network(ControllerConfig(kind="clip_cnn", width=4), shape, 7)
+    assert network(torch.zeros(3, *shape)).shape == (3, 7)
+
+
+def test_the_papers_controller_costs_most_of_what_its_data_path_costs() -> None:
+    with torch.device("meta"):
+        controller = build_network(c3d_controller(), GESTURES, 10).eval()
+        network = make_network(c3d_w())
+    full = executed_macs(network.layer_costs(), network.components)
+    assert 0.69 < network_macs(controller, GESTURES) / full < 0.70
+
+
+def test_a_clip_that_the_c3d_would_use_up_is_refused() -> None:
+    assert build_network(ControllerConfig("c3d", width=4), (1, 5, 21, 21), 2) is not None
+    for shape in [(1, 4, 21, 21), (1, 5, 20, 21), (1, 5, 21, 20)]:
+        with pytest.raises(InvalidSetting, match=r"leave nothing of .*controller\.kind=clip_cnn"):
+            build_network(ControllerConfig("c3d", width=4), shape, 2)
+
+
+def clip_controller(kind: NetworkKind) -> tuple[NetworkController, NDArray[np.float32]]:
+    """A controller that has seen clips, and these clips."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 5, 22, 24)
+    network = build_network(ControllerConfig(kind, width=4), shape, 3, generator=generator)
+    clips = np.random.default_rng(0).random((6, *shape), np.float32)
+    fit_standardisation(network, clips)
+    network.train()(torch.from_numpy(clips))  # running statistics that are not 0 and 1
+    with torch.no_grad():
+        for parameter in network[-1].parameters():
+            parameter.mul_(100.0)
+    return NetworkController(network.eval(), (0.2, 0.5, 1.0), 1, "image", shape), clips
+
+
+@pytest.mark.parametrize("kind", ["clip_cnn", "c3d"])
+def test_a_controller_for_clips_survives_its_file(kind: NetworkKind, tmp_path: Path) -> None:
+    controller, clips = clip_controller(kind)
+    loaded = load_controller(save_controller(controller, tmp_path, onnx=False))
+    for count in (1, 2, 6):
+        rows = clips[:count]
+        assert np.array_equal(loaded.logits(rows), controller.logits(rows))
+
+
+def test_the_onnx_file_of_a_c3d_computes_the_same_logits(tmp_path: Path) -> None:
+    controller, clips = clip_controller("c3d")
+    save_controller(controller, tmp_path)
+    evaluator = ReferenceEvaluator(str(tmp_path / "controller.onnx"))
+    (said,) = evaluator.run(None, {"observations": clips[:2]})
+    # float32 in another order of summation
+    expected = controller.logits(clips[:2])
+    np.testing.assert_allclose(np.asarray(said), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clips_are_standardised_by_channel() -> None:
+    clips = np.random.default_rng(0).random((20, 3, 4, 8, 8), dtype=np.float32)
+    clips[:, 1] *= 0.1
+    network = build_network(ControllerConfig(kind="clip_cnn"), (3, 4, 8, 8), 2)
+    fit_standardisation(network, clips)
+    seen = network[0](torch.from_numpy(clips)).numpy()
+    # Sums of 5120 float32 values.
+    np.testing.assert_allclose(seen.std(axis=(0, 2, 3, 4)), 1.0, atol=1e-4)
+    np.testing.assert_allclose(seen.mean(axis=(0, 2, 3, 4)), 0.0, atol=1e-4)
 
 
 def test_standardised_training_observations_have_mean_0_and_spread_1() -> None:
@@ -108,6 +206,8 @@ def test_standardise_takes_plain_numbers_in_its_own_shape() -> None:
 def test_a_kind_that_does_not_fit_the_observation_is_refused() -> None:
     with pytest.raises(InvalidSetting, match=r"context_head needs .*\(features,\).*\(3, 32, 32\)"):
         build_network(ControllerConfig(kind="context_head"), CIFAR, 10)
+    with pytest.raises(InvalidSetting, match=r"clip_cnn needs .*\(channels, frames, height, width"):
+        build_network(ControllerConfig(kind="clip_cnn"), CIFAR, 10)
     with pytest.raises(InvalidSetting, match=r"image_cnn needs .*\(channels, height, width\)"):
         build_network(ControllerConfig(kind="image_cnn"), (74,), 10)
 

@@ -92,10 +92,13 @@ def greedy_reward(network: nn.Module, table: BanditTable) -> float:
     total = 0.0
     device = next(network.parameters()).device
     parts = zip(*(torch.split(whole, CHUNK) for whole in table.tensors()), strict=True)
+    was_training = network.training
+    network.eval()
     with torch.no_grad():
         for observations, rewards in parts:
             arm = network(observations.to(device)).argmax(-1, keepdim=True).cpu()
             total += float(rewards.gather(1, arm).double().sum())
+    network.train(was_training)
     return total / len(table)
 
 

@@ -5,22 +5,28 @@
 T-layers (`modules`) hand their work to one of them. B batch, n components, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flyball.datapaths.axes import active_channels, channel_mask
+from flyball.datapaths.axes import (
+    Axis,
+    active_channels,
+    channel_mask,
+    channels_of,
+)
 from flyball.datapaths.errors import InvalidSetting
 from flyball.kernels import (
     Active,
-    PackedConv,
     PackedLinear,
+    active_count,
     conv_active,
     cut_weight,
     group_norm_active,
+    group_norm_relu,
     linear_active,
     pack_conv,
     pack_linear,
@@ -52,6 +58,14 @@ class Gates(Protocol):
         """Runs a linear layer with its activation."""
         ...
 
+    def silence(self, axis: Axis, x: Tensor) -> Tensor:
+        """Sets what is off to zero, after an operation that makes something else of a zero."""
+        ...
+
+    def fill(self, axis: Axis, x: Tensor) -> Tensor:
+        """All channels, zeros where they are off: for readers that know no gates."""
+        ...
+
 
 class Sliced:
     """Computes the active components alone; one gate for the whole batch.
@@ -72,22 +86,27 @@ class Sliced:
     def convolve(self, layer: "TConv", x: Tensor) -> Tensor:
         active_in = active_channels(layer.axis_in, self.active)
         active_out = active_channels(layer.axis_out, self.active)
-        y = conv_active(
-            x,
-            layer.weight,
-            layer.bias,
-            active_in,
-            active_out,
-            stride=layer.stride,
-            padding=layer.padding,
-            groups=layer.groups,
-        )
+        if active_count(active_in) and active_count(active_out):
+            y = conv_active(
+                x,
+                layer.weight,
+                layer.bias,
+                active_in,
+                active_out,
+                stride=layer.stride,
+                padding=layer.padding,
+                groups=layer.groups,
+            )
+        else:
+            y = _of_nothing(layer, x, active_out)
         if layer.norm is not None:
             y = self.normalise(layer.norm, y)
         return F.relu(y) if layer.relu else y
 
     def normalise(self, layer: "TNorm", x: Tensor) -> Tensor:
         active = active_channels(layer.axis, self.active)
+        if not active_count(active):
+            return x
         if layer.kind == "group":
             y = group_norm_active(
                 x, layer.weight, layer.bias, active, layer.group_width, eps=layer.eps
@@ -102,20 +121,30 @@ class Sliced:
         y = linear_active(x, layer.weight, layer.bias, active_in, active_out)
         return F.relu(y) if layer.relu else y
 
+    def silence(self, axis: Axis, x: Tensor) -> Tensor:
+        return x
+
+    def fill(self, axis: Axis, x: Tensor) -> Tensor:
+        active, channels = active_channels(axis, self.active), channels_of(axis)
+        if active_count(active) == channels:
+            return x
+        where = torch.arange(active) if isinstance(active, int) else active
+        filled = x.new_zeros(len(x), channels, *x.shape[2:])
+        return filled.index_copy(1, where.to(x.device), x)
+
     def _batch_norm(self, layer: "TNorm", x: Tensor, active: Active) -> Tensor:
         row = self.statistics or 0
         weight, bias = take_active(layer.weight, 0, active), take_active(layer.bias, 0, active)
         mean = take_active(layer.running_mean[row], 0, active)
         var = take_active(layer.running_var[row], 0, active)
-        if layer.training and not isinstance(active, int):
-            raise InvalidSetting(
-                "Batch norm keeps running statistics of a prefix of channels, and independent "
-                "gates have none. Train with nested gates, or with group norm."
-            )
-        # A prefix of running statistics is a view: training updates them in place.
-        return F.batch_norm(
+        y = F.batch_norm(
             x, mean, var, weight, bias, layer.training, momentum=layer.momentum, eps=layer.eps
         )
+        # A prefix of running statistics is a view, which training updates in place.
+        if layer.training and not isinstance(active, int):
+            layer.running_mean[row].index_copy_(0, active.to(mean.device), mean)
+            layer.running_var[row].index_copy_(0, active.to(var.device), var)
+        return y
 
 
 class Masked:
@@ -139,8 +168,10 @@ class Masked:
         if layer.norm is not None:
             y = self._normalised(layer.norm, y)
         y = F.relu(y) if layer.relu else y
+        if layer.masking == "none":
+            return y
         mask = channel_mask(layer.axis_out, self.masks)
-        if layer.component is not None:
+        if layer.component is not None and layer.masking == "all":
             module, component = layer.component
             own = self.masks[module][:, component : component + 1]
             mask = own if mask is None else mask * own
@@ -157,6 +188,13 @@ class Masked:
         y = F.relu(y) if layer.relu else y
         mask = channel_mask(layer.axis_out, self.masks)
         return y if mask is None else y * mask.to(y.dtype)
+
+    def silence(self, axis: Axis, x: Tensor) -> Tensor:
+        mask = channel_mask(axis, self.masks)
+        return x if mask is None else x * _spread(mask, x)
+
+    def fill(self, axis: Axis, x: Tensor) -> Tensor:
+        return self.silence(axis, x)
 
     def _normalised(self, layer: "TNorm", x: Tensor) -> Tensor:
         if layer.kind == "group":
@@ -180,57 +218,68 @@ class Masked:
 class Packed(Sliced):
     """`Sliced` for inference on weights that stay as they are: each is cut and packed once.
 
-    It keeps what it packs, so make one for each arm and keep it. Call it under `inference_mode`.
+    Batch norm goes into the weights before it. It keeps what it packs, so make one for each arm
+    and keep it. Call it under `inference_mode`.
     """
 
     def __init__(self, active: Sequence[Active], statistics: int | None = None) -> None:
         super().__init__(active, statistics)
-        self._convs: dict[int, PackedConv] = {}
-        self._linears: dict[int, PackedLinear] = {}
-        self._norms: dict[int, tuple[Tensor, Tensor]] = {}
+        self._convs: dict[TConv, Callable[[Tensor], Tensor]] = {}
+        self._linears: dict[TLinear, PackedLinear] = {}
+        self._norms: dict[TNorm, tuple[Tensor, Tensor]] = {}
 
     def convolve(self, layer: "TConv", x: Tensor) -> Tensor:
-        fuses = layer.relu and layer.norm is None
-        packed = self._convs.get(id(layer))
+        packed = self._convs.get(layer)
         if packed is None:
-            active_in = active_channels(layer.axis_in, self.active)
-            active_out = active_channels(layer.axis_out, self.active)
-            weight, groups = cut_weight(layer.weight, active_in, active_out, layer.groups)
-            bias = None if layer.bias is None else take_active(layer.bias, 0, active_out)
-            packed = pack_conv(
-                weight,
-                bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                groups=groups,
-                relu=fuses,
-            )
-            self._convs[id(layer)] = packed
-        y = packed(x)
-        if layer.norm is not None:
-            y = self.normalise(layer.norm, y)
-        return y if fuses or not layer.relu else F.relu_(y)
+            packed = self._convs[layer] = self._pack(layer)
+        return packed(x)
 
     def normalise(self, layer: "TNorm", x: Tensor) -> Tensor:
-        cut = self._norms.get(id(layer))
-        if cut is None:
-            cut = self._norms[id(layer)] = self._cut_norm(layer)
-        scale, shift = cut
-        if layer.kind == "group":
-            y = F.group_norm(x, len(scale) // layer.group_width, scale, shift, layer.eps)
-        else:
-            y = torch.addcmul(_spread(shift[None], x), x, _spread(scale[None], x))
-        return F.relu_(y) if layer.relu else y
+        return self._normalised(layer, x, layer.relu) if x.shape[1] else x
 
     def project(self, layer: "TLinear", x: Tensor) -> Tensor:
-        packed = self._linears.get(id(layer))
+        packed = self._linears.get(layer)
         if packed is None:
             active_in = active_channels(layer.axis_in, self.active)
             active_out = active_channels(layer.axis_out, self.active)
             weight, _ = cut_weight(layer.weight, active_in, active_out)
             bias = None if layer.bias is None else take_active(layer.bias, 0, active_out)
-            packed = self._linears[id(layer)] = pack_linear(weight, bias, relu=layer.relu)
+            packed = self._linears[layer] = pack_linear(weight, bias, relu=layer.relu)
         return packed(x)
+
+    def _pack(self, layer: "TConv") -> Callable[[Tensor], Tensor]:
+        active_in = active_channels(layer.axis_in, self.active)
+        active_out = active_channels(layer.axis_out, self.active)
+        if not active_count(active_in) or not active_count(active_out):
+            return lambda x: Sliced.convolve(self, layer, x)
+        weight, groups = cut_weight(layer.weight, active_in, active_out, layer.groups)
+        bias = None if layer.bias is None else take_active(layer.bias, 0, active_out)
+        norm, relu = layer.norm, layer.relu
+        if norm is not None and norm.kind == "batch":
+            scale, shift = self._cut_norm(norm)
+            weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+            bias = shift if bias is None else shift + bias * scale
+            norm = None
+        packed = pack_conv(
+            weight,
+            bias,
+            stride=layer.stride,
+            padding=layer.padding,
+            groups=groups,
+            relu=relu and norm is None,
+        )
+        return packed if norm is None else lambda x: self._normalised(norm, packed(x), relu)
+
+    def _normalised(self, layer: "TNorm", x: Tensor, relu: bool) -> Tensor:
+        cut = self._norms.get(layer)
+        if cut is None:
+            cut = self._norms[layer] = self._cut_norm(layer)
+        scale, shift = cut
+        if layer.kind == "group":
+            groups = len(scale) // layer.group_width
+            return group_norm_relu(x, groups, scale, shift, eps=layer.eps, relu=relu)
+        y = torch.addcmul(_spread(shift[None], x), x, _spread(scale[None], x))
+        return y.relu_() if relu else y
 
     def _cut_norm(self, layer: "TNorm") -> tuple[Tensor, Tensor]:
         active = active_channels(layer.axis, self.active)
@@ -248,3 +297,9 @@ def _spread(values: Tensor, x: Tensor) -> Tensor:
     """(B or 1, C) over the pixels of x, in its own type."""
     return values.reshape(*values.shape, *(1,) * (x.ndim - 2)).to(x.dtype)
 
+
+def _of_nothing(layer: "TConv", x: Tensor, active_out: Active) -> Tensor:
+    """A convolution whose inputs are all off, which leaves its bias, or whose outputs are."""
+    y = x.new_zeros(len(x), active_count(active_out), *layer.output_size(x.shape[2:]))
+    bias = None if layer.bias is None else take_active(layer.bias, 0, active_out)
+    return y if bias is None else y + _spread(bias[None], y)

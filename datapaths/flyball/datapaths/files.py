@@ -80,7 +80,7 @@ def read_json(file: Path) -> Any:
 
 def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: str = "") -> None:
     """Writes arrays as safetensors, all or nothing; keys are stored in sorted order."""
-    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     with write_atomically(file) as partial:
         save_file(arrays, partial, metadata={"flyball": metadata} if metadata else None)
 
@@ -115,10 +115,13 @@ def refuse_pickle(file: Path) -> None:
     """
     try:
         with file.open("rb") as opened:
-            head = opened.read(4)
+            head = opened.read(9)
     except OSError:
         return
-    is_torch_zip = head == b"PK\x03\x04" and file.suffix != ".pt2"
+    # A safetensors file opens with the length of its JSON header, which may look like a pickle.
+    if file.suffix == ".safetensors" and head[8:] == b"{":
+        return
+    is_torch_zip = head.startswith(b"PK\x03\x04") and file.suffix != ".pt2"
     if head.startswith(_PICKLE_OPENINGS) or is_torch_zip or file.suffix in {".pkl", ".pickle"}:
         raise PickleRefused(
             f"{file} is a pickle, and Flyball loads none: a pickle can run any code. "

@@ -5,6 +5,7 @@ B batch, C channels, n components.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,10 +17,11 @@ from flyball.datapaths.errors import InvalidSetting
 if TYPE_CHECKING:
     from flyball.datapaths.execution import Gates
 
-__all__ = ["Component", "Norm", "TConv", "TLinear", "TNorm"]
+__all__ = ["Component", "Masking", "Norm", "TConv", "TLinear", "TNorm"]
 
 Norm = Literal["none", "group", "batch"]
 Component = tuple[int, int]
+Masking = Literal["all", "channels", "none"]
 
 
 class TNorm(nn.Module):
@@ -99,6 +101,9 @@ class TConv(nn.Module):
         relu: ends in a ReLU.
         bias: None: where no norm follows.
         component: the layer runs only where this component (T-module, position) is on.
+        masking: which gates masked execution multiplies the output by: "all", those of its
+            "channels" without the component's, or "none", where a later layer of the same
+            component is multiplied. So that Eq. 2 holds for soft gates: each acts once.
 
     Attributes:
         weight: (C_out, C_in / groups, k, ...).
@@ -121,9 +126,11 @@ class TConv(nn.Module):
         relu: bool = False,
         bias: bool | None = None,
         component: Component | None = None,
+        masking: Masking = "all",
     ) -> None:
         super().__init__()
         self.axis_in, self.axis_out, self.component = axis_in, axis_out, component
+        self.masking = masking
         inputs, outputs = channels_of(axis_in), channels_of(axis_out)
         if inputs % groups or outputs % groups:
             raise InvalidSetting(
@@ -142,6 +149,11 @@ class TConv(nn.Module):
     def forward(self, x: Tensor, gates: "Gates") -> Tensor:
         """(B, C_in or active C_in, ...) to (B, C_out or active C_out, ...)."""
         return gates.convolve(self, x)
+
+    def output_size(self, size: Sequence[int]) -> list[int]:
+        """Pixels of the output along every dimension, from those of the input."""
+        sides = zip(size, self.kernel, self.stride, self.padding, strict=True)
+        return [(pixels + 2 * pad - side) // step + 1 for pixels, side, step, pad in sides]
 
 
 class TLinear(nn.Module):

@@ -98,12 +98,12 @@ class ThrottleableNetwork(nn.Module):
     def layer_costs(self) -> tuple[LayerCost, ...]:
         """Every layer that multiplies, in order of execution, for `cost`; nothing is computed."""
         gates = _Costing(self, self.components)
-        self.run(torch.empty(1, *self.input_shape, device="meta"), gates)
+        self.run(torch.empty(0, *self.input_shape), gates)
         return tuple(gates.layers)
 
     def pooled_channels(self, active: Sequence[Active]) -> int:
         """C' of `NetworkOutput.pooled` under these gates; nothing is computed."""
-        blank = torch.empty(1, *self.input_shape, device="meta")
+        blank = torch.empty(0, *self.input_shape)
         return self.run(blank, _Costing(self, active)).pooled.shape[1]
 
     @property
@@ -162,12 +162,7 @@ class _Costing(Sliced):
         self._names = {module: name for name, module in network.named_modules()}
 
     def convolve(self, layer: TConv, x: Tensor) -> Tensor:
-        pixels = [
-            (size + 2 * pad - side) // step + 1
-            for size, side, step, pad in zip(
-                x.shape[2:], layer.kernel, layer.stride, layer.padding, strict=True
-            )
-        ]
+        pixels = layer.output_size(x.shape[2:])
         unit = int(torch.Size(pixels).numel() * torch.Size(layer.kernel).numel())
         self._note(layer, unit, layer.groups, layer.component)
         return x.new_empty(x.shape[0], count_active(layer.axis_out, self.active), *pixels)
@@ -183,12 +178,9 @@ class _Costing(Sliced):
         self, layer: TConv | TLinear, unit: int, groups: int, component: tuple[int, int] | None
     ) -> None:
         name = self._names[layer]
-        self.layers.append(
-            LayerCost(name, unit, layer.axis_in, layer.axis_out, groups, component)
-        )
+        self.layers.append(LayerCost(name, unit, layer.axis_in, layer.axis_out, groups, component))
 
 
 def _short(counts: Sequence[int]) -> str:
     texts = [str(count) for count in counts]
     return ", ".join(texts if len(texts) <= 6 else [*texts[:5], f"... ({len(texts)} in all)"])
-

@@ -29,7 +29,7 @@ from flyball.datapaths.schedules import (
     learning_rate_at,
 )
 
-__all__ = ["Phase1Config", "Phase1Result", "train_phase1"]
+__all__ = ["Phase1Config", "Phase1Result", "augmented", "make_optimizer", "train_phase1"]
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,18 @@ def train_phase1(
             "Crops and flips are for images: flipping a clip can change its class. "
             "Train without them: --set phase1.augment=false."
         )
-    layout = torch.channels_last_3d if is_clip else torch.channels_last
+    layout = torch.contiguous_format
+    if device != "cpu":
+        # On a CPU channels-last training is slower: twice with bfloat16, alike with float32.
+        layout = torch.channels_last_3d if is_clip else torch.channels_last
     network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    optimizer = _optimizer(network, config)
+    optimizer = make_optimizer(network, config)
     plan = plan_of(network, config, labels)
     losses, forwards = resume_checkpoint(folder, plan, network, optimizer)
     before, resumed, saved = forwards, len(losses), time.monotonic()
     steps = math.ceil(len(labels) / config.batch_size)
     per_channel = (1, -1, *(1,) * (len(network.input_shape) - 1))
-    scale = [torch.tensor(v, device=device).reshape(per_channel) for v in (mean, std)]
+    scale = [torch.tensor(v, dtype=torch.float32, device=device).reshape(per_channel) for v in (mean, std)]
     for epoch in range(resumed, config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(labels), generator=generator).numpy()
@@ -106,7 +109,7 @@ def train_phase1(
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             x = torch.from_numpy(np.asarray(images[rows])).to(device).float() / 255.0
             x = ((x - scale[0]) / scale[1]).to(memory_format=layout)
-            x = _augmented(x, generator) if config.augment else x
+            x = augmented(x, generator) if config.augment else x
             y = torch.from_numpy(np.asarray(labels[rows])).to(device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(config, epoch + step / steps, losses)
@@ -212,7 +215,8 @@ def _masks(
     return masks
 
 
-def _optimizer(network: ThrottleableNetwork, config: Phase1Config) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, config: Phase1Config) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, over every parameter of a network."""
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adam":
         return torch.optim.Adam(
@@ -227,7 +231,7 @@ def _optimizer(network: ThrottleableNetwork, config: Phase1Config) -> torch.opti
     )
 
 
-def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     """Pads by 4 zeros, crops every image at its own place, flips half of them left to right."""
     count, _, height, width = x.shape
     top, left = torch.randint(0, 9, (2, count), generator=generator).to(x.device)

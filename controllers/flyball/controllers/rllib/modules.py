@@ -21,7 +21,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from flyball.controllers.estimators import epsilon_at
-from flyball.controllers.networks import ControllerConfig, Standardise, build_network
+from flyball.controllers.networks import ControllerConfig, NetworkKind, Standardise, build_network
 
 __all__ = ["PolicyModule", "PolicyValueModule", "QModule", "module_spec"]
 
@@ -51,7 +51,8 @@ class PolicyModule(TorchRLModule):
     def _build(self, outputs: int, *, stream: int) -> nn.Module:
         shape = self.observation_space.shape
         settings = self.model_config.get("controller")
-        inferred = ControllerConfig(kind="context_head" if len(shape) == 1 else "image_cnn")
+        kinds: dict[int, NetworkKind] = {1: "context_head", 3: "image_cnn", 4: "clip_cnn"}
+        inferred = ControllerConfig(kind=kinds[len(shape)])
         config = inferred if settings is None else ControllerConfig(**settings)
         seed = self.model_config.get("seed")
         generator = None if seed is None else torch.Generator().manual_seed(int(seed) + stream)
