@@ -1,5 +1,6 @@
 """The frozen data path: same bits in any batch, refuses to change, and saved without a pickle."""
 
+import copy
 import io
 import json
 import pickle
@@ -41,6 +42,12 @@ def test_a_samples_bits_do_not_depend_on_its_batch(gating: str) -> None:
     assert torch.equal(whole, alone)
     order = torch.randperm(130)
     assert torch.equal(path(images[order], 0.4).output, whole[order])
+
+
+def test_a_copy_of_a_used_path_answers_alike() -> None:
+    path, images = frozen(), torch.rand(3, 1, 8, 8)
+    answer = path(images, 0.4).output  # weights are packed by now
+    assert torch.equal(copy.deepcopy(path)(images, 0.4).output, answer)
 
 
 def test_a_mixed_batch_gives_every_sample_its_own_arm() -> None:

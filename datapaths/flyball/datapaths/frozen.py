@@ -117,6 +117,7 @@ class FrozenDataPath(nn.Module):
         self.arms = self.spec.arms
         self.classes = spec.classes
         self._layers = network.layer_costs()
+        self._macs: dict[tuple[float, CostModel], int] = {}
         self._executions: dict[float, Packed] = {}
         self._rows = rows_in_a_chunk(self.input_shape)
         self.arm_macs = tuple(self.macs_at(u) for u in self.arms)
@@ -195,8 +196,10 @@ class FrozenDataPath(nn.Module):
 
     def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
         """MACs of one sample at any u, executed or counted as in the paper."""
-        count = executed_macs if cost_model == "executed" else linear_macs
-        return count(self._layers, self._active(u))
+        if (u, cost_model) not in self._macs:
+            count = executed_macs if cost_model == "executed" else linear_macs
+            self._macs[u, cost_model] = count(self._layers, self._active(u))
+        return self._macs[u, cost_model]
 
     def judge(self, output: Tensor, truth: Tensor) -> Judgement:
         """Whether an output is right; see `tasks.judge`."""
@@ -268,6 +271,10 @@ class FrozenDataPath(nn.Module):
                 f"says {text['fingerprint']}: a file was altered. Run `flyball path` again."
             )
         return path
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Packed weights are the library's own objects; a copy packs its own.
+        return {**self.__dict__, "_executions": {}}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # Packed weights belong to one device.

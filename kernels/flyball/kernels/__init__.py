@@ -1,5 +1,6 @@
 """Operators that run only the active part of a layer, and their plain twins."""
 
+from flyball.kernels.group_norm import group_norm_relu
 from flyball.kernels.packing import (
     Implementation,
     PackedConv,
@@ -28,6 +29,7 @@ __all__ = [
     "cut_weight",
     "expand_active",
     "group_norm_active",
+    "group_norm_relu",
     "linear_active",
     "pack_conv",
     "pack_linear",
