@@ -32,6 +32,10 @@ KINDS: dict[str, NetworkKind] = {
     "resnext": NetworkKind("resnext", "ResNeXtConfig", "ThrottleableResNeXt"),
     "densenet": NetworkKind("densenet", "DenseNetConfig", "ThrottleableDenseNet"),
     "c3d": NetworkKind("c3d", "C3dConfig", "ThrottleableC3d"),
+    "torchvision": NetworkKind(
+        "graph.torchvision_models", "TorchvisionConfig", "TorchvisionNetwork"
+    ),
+    "custom": NetworkKind("graph.custom", "CustomConfig", "CustomNetwork"),
 }
 
 

@@ -1,0 +1,81 @@
+"""A user's own model as a network that can be saved and read again.
+
+A saved specification names the model; only code that this process registered under that name is
+run, so that reading a file never imports what the file asks for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from flyball.datapaths.errors import unknown_name
+from flyball.datapaths.graph.channels import Divisor
+from flyball.datapaths.graph.throttle import convert
+from flyball.datapaths.graph.throttled import ThrottledNetwork
+from flyball.datapaths.network import Gating
+
+__all__ = ["CustomConfig", "CustomNetwork", "register_model"]
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+@dataclass(frozen=True)
+class CustomConfig:
+    """A registered model and how it is throttled; see `throttle` for the fields.
+
+    Attributes:
+        builder: name it was registered under.
+        input_shape: of one sample, (C, H, W) or (C, T, H, W).
+        arguments: for the builder, by name; plain values that JSON knows.
+    """
+
+    builder: str
+    input_shape: tuple[int, ...]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    components: int = 16
+    divisor: Divisor = "exact"
+    keep_dense: tuple[str, ...] = ()
+    gating: Gating = "nested"
+
+
+def register_model(name: str, builder: Callable[..., nn.Module]) -> None:
+    """Lets configurations name a model; call it in every process that reads them.
+
+    Args:
+        name: for `CustomConfig.builder`.
+        builder: a function or class that gives the model; it must not need weights.
+    """
+    _BUILDERS[name] = builder
+
+
+class CustomNetwork(ThrottledNetwork):
+    """A registered model, throttled.
+
+    Attributes:
+        report: what was gated and what stays dense.
+
+    Raises:
+        UnknownName: this process registered no model of that name.
+        InvalidSetting: as `throttle`.
+    """
+
+    def __init__(self, config: CustomConfig) -> None:
+        if config.builder not in _BUILDERS:
+            raise unknown_name(
+                "registered model",
+                config.builder,
+                _BUILDERS,
+                advice="Call register_model(name, builder) before the network is made or read.",
+            )
+        parts, report = convert(
+            _BUILDERS[config.builder](**config.arguments),
+            config.input_shape,
+            components=config.components,
+            divisor=config.divisor,
+            keep_dense=config.keep_dense,
+        )
+        super().__init__(parts, config=config, gating=config.gating)
+        self.report = report
+        self.train()
