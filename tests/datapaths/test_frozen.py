@@ -92,7 +92,7 @@ def test_other_arms_keep_the_fingerprint_and_other_weights_change_it() -> None:
     path = frozen()
     assert path.with_arms((0.5, 1.0)).fingerprint == path.fingerprint
     assert path.with_arms((0.5, 1.0)).arm_macs == (path.macs_at(0.5), path.full_macs)
-    weights = path.network.classifier.weight
+    weights = dict(path.network.named_parameters())["classifier.weight"]
     with torch.no_grad():
         weights[0, 0] += 1e-3
     assert FrozenDataPath(path.network, path.spec).fingerprint != path.fingerprint

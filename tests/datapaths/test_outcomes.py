@@ -212,7 +212,7 @@ def test_a_pickle_and_a_foreign_header_are_refused(
 def test_a_data_path_that_gives_nan_stops_the_build(digits: ImageSet, tmp_path: Path) -> None:
     broken = frozen(seed=0)
     with torch.no_grad():
-        broken.network.hidden.bias.fill_(float("nan"))
+        dict(broken.network.named_parameters())["hidden.bias"].fill_(float("nan"))
     with pytest.raises(NotFinite, match=r"at arm 0 \(u = 0\.2\) on image \d+ of digits"):
         build_atlas(broken, digits, tmp_path, SMALL)
 

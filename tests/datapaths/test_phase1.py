@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from flyball.datapaths.errors import ForeignArtifact, InvalidSetting, NotFinite
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
+from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.phase1 import Phase1Config, Phase1Result, train_phase1
 from flyball.datapaths.progress import Progress
 from flyball.datapaths.schedules import incremental_utilization, learning_rate_at, plateaus
@@ -44,7 +45,7 @@ def trained(
     )
 
 
-def accuracies(network: ThrottleableVgg, arms: tuple[float, ...]) -> list[float]:
+def accuracies(network: ThrottleableNetwork, arms: tuple[float, ...]) -> list[float]:
     images, labels = digit_images()
     spec = PathSpec(network.config, arms, tuple("0123456789"), (0.3,), (0.36,))
     path = FrozenDataPath(network, spec)

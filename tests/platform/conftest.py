@@ -20,6 +20,7 @@ from flyball.controllers.networks import (
 from flyball.controllers.protocol import NetworkController, ObservationKind
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
+from flyball.datapaths.paths import DataPath
 from flyball.datapaths.vgg import ThrottleableVgg, small_vgg
 from flyball.platform.governor import CONTROLLER_FOLDER, PATH_FOLDER, Governor
 
@@ -41,7 +42,7 @@ def make_path(seed: int = 2) -> FrozenDataPath:
     return FrozenDataPath(network, PathSpec(config, ARMS, CLASSES, (0.5,), (0.3,)))
 
 
-def make_atlas(path: FrozenDataPath, count: int) -> OutcomeAtlas:
+def make_atlas(path: DataPath, count: int) -> OutcomeAtlas:
     """What every arm costs on `count` samples; nothing is answered."""
     nothing = np.zeros((count, len(path.arms)))
     return OutcomeAtlas.from_arrays(
@@ -55,7 +56,7 @@ def make_atlas(path: FrozenDataPath, count: int) -> OutcomeAtlas:
 
 
 def make_controller(
-    path: FrozenDataPath,
+    path: DataPath,
     images: NDArray[np.float32],
     observation: ObservationKind = "context",
     seed: int = 2,

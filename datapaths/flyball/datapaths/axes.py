@@ -1,4 +1,4 @@
-"""Axes: which T-module gates the channels of a tensor; values that say it, and what is active of them.
+"""Axes: values that say which T-module gates the channels of a tensor, and what is on of them.
 
 B batch, C channels, n components of a T-module.
 """

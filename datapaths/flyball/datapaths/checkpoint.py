@@ -1,4 +1,4 @@
-"""Phase 1's checkpoints: weights, optimiser state and losses in safetensors; for its own resume only."""
+"""Phase 1's checkpoints: weights, optimiser and losses in safetensors; for its own resume only."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -4,6 +4,7 @@ A shard is a file of its own, written whole or not at all, so a build that was k
 it stopped and ends with the same bytes. N samples, K arms, S samples in a shard.
 """
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +31,16 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
-from flyball.datapaths.frozen import FrozenDataPath
+from flyball.datapaths.paths import DataPath, device_of
 from flyball.datapaths.progress import Progress, Report, silent
 from flyball.datapaths.splits import PATH_TRAIN, split_code
-from flyball.datapaths.tasks import judge
 
-__all__ = ["OutcomesConfig", "atlas_fingerprint", "build_atlas", "outcomes_of"]
+__all__ = ["OutcomesConfig", "atlas_fingerprint", "build_atlas", "outcomes_of", "truth_of"]
 
 SHARD_FOLDER = "shards"
 PLAN_FILE = "plan.json"
+NUMBERS_AT_ONCE = 2**26
+"""Pixels that are held as floats at a time."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,14 @@ class OutcomesConfig:
             )
 
 
-def atlas_fingerprint(path: FrozenDataPath, images: ImageSet, config: OutcomesConfig) -> str:
+def atlas_fingerprint(path: DataPath, images: ImageSet, config: OutcomesConfig) -> str:
     """Names the atlas by its configuration and its parents, before it is built."""
     settings = (config.include_path_train, config.cost_model)
     return fingerprint_of(path.fingerprint, path.arms, images.fingerprint, settings)
 
 
 def build_atlas(
-    path: FrozenDataPath,
+    path: DataPath,
     images: ImageSet,
     folder: Path | str,
     config: OutcomesConfig | None = None,
@@ -91,8 +93,9 @@ def build_atlas(
     """Asks every arm about every image and writes the atlas; goes on where a build stopped.
 
     Args:
-        path: frozen data path.
-        images: what to ask about.
+        path: frozen data path of any kind.
+        images: what to ask about: an `ImageSet`, or another set whose `truth_rows(rows)` gives
+            what the path's `judge` needs; without that method the labels are the truth.
         folder: where the atlas goes; finished shards found there are kept.
         config: shard size, splits and cost model.
         report: hears of every finished shard.
@@ -103,7 +106,7 @@ def build_atlas(
 
     Raises:
         ForeignArtifact: the folder holds shards of another data path, data set or plan.
-        NotFinite: the data path gave NaN or infinite logits.
+        NotFinite: the data path gave NaN or infinite outputs.
         DataError: the images do not fit the data path.
         StorageError: the folder cannot be written.
     """
@@ -115,7 +118,7 @@ def build_atlas(
     if tuple(images.shape) != path.input_shape:
         raise DataError(
             f"The data path takes images of shape {path.input_shape}, {images.name} has "
-            f"{tuple(images.shape)}. Resize with --set data.image_size={path.input_shape[1]}."
+            f"{tuple(images.shape)}. Resize with --set data.image_size={path.input_shape[-1]}."
         )
     index = _rows(images, config)
     plan = {"fingerprint": fingerprint, "samples": len(index), "shard_size": config.shard_size}
@@ -151,7 +154,7 @@ def build_atlas(
 
 
 def outcomes_of(
-    path: FrozenDataPath,
+    path: DataPath,
     images: ImageSet,
     rows: NDArray[np.int64],
     *,
@@ -170,30 +173,55 @@ def outcomes_of(
     Raises:
         NotFinite: an arm gave NaN or infinite logits; names the arm and the image.
     """
-    device = path.mean.device
-    x = torch.from_numpy(np.asarray(images.images[rows])).to(device).float() / 255.0
-    labels = torch.from_numpy(np.asarray(images.labels[rows], np.int64)).to(device)
-    context, lowest = path.context(x)
+    most = max(1, NUMBERS_AT_ONCE // math.prod(path.input_shape))
+    parts = [rows[start : start + most] for start in range(0, len(rows), most)] or [rows]
+    ahead = getattr(images.images, "prefetch", None)
+    asked = []
+    for number, part in enumerate(parts):
+        if ahead is not None and number + 1 < len(parts):
+            ahead(parts[number + 1])
+        asked.append(_ask(path, images, part))
+    columns = {name: np.concatenate([part[name] for part in asked]) for name in asked[0]}
     macs = [path.macs_at(u, cost_model=cost_model) for u in path.arms]
+    return {
+        **columns,
+        "macs": np.broadcast_to(np.asarray(macs, np.int64), (len(rows), len(macs))).copy(),
+        "split": np.asarray(images.split[rows], np.int8),
+        "sample": np.asarray(rows, np.int64),
+        "label": np.asarray(images.labels[rows], np.int32),
+    }
+
+
+def truth_of(images: ImageSet, rows: NDArray[np.int64], device: torch.device | None = None) -> Any:
+    """What answers about some images are judged by: their `truth_rows`, else labels, int64 (S,)."""
+    known = getattr(images, "truth_rows", None)
+    if known is not None:
+        return known(rows)
+    return torch.from_numpy(np.asarray(images.labels[rows], np.int64)).to(device)
+
+
+def _ask(path: DataPath, images: ImageSet, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """What every arm answers about images that are in memory together, and their context."""
+    device = device_of(path)
+    x = torch.from_numpy(np.asarray(images.images[rows])).to(device).float() / 255.0
+    truth = truth_of(images, rows, device)
+    context, lowest = path.context(x)
     columns: dict[str, list[NDArray[Any]]] = {"answer": [], "correct": [], "confidence": []}
     for arm, u in enumerate(path.arms):
         output = lowest.output if arm == 0 else path(x, u).output
-        if not bool(torch.isfinite(output).all()):
-            bad = int(torch.nonzero(~torch.isfinite(output).all(dim=1))[0])
+        is_finite = torch.isfinite(output).flatten(1).all(dim=1)
+        if not bool(is_finite.all()):
+            bad = int(torch.nonzero(~is_finite)[0])
             raise NotFinite(
                 f"The data path gave NaN or infinite logits at arm {arm} (u = {u}) on image "
                 f"{int(rows[bad])} of {images.name}. Train it again with a lower learning rate."
             )
-        judged = judge(output, labels)
+        judged = path.judge(output, truth)
         columns["answer"].append(judged.answer.cpu().numpy().astype(np.int32))
         columns["correct"].append(judged.correct.cpu().numpy())
         columns["confidence"].append(judged.confidence.cpu().numpy())
     return {
         **{name: np.stack(column, axis=1) for name, column in columns.items()},
-        "macs": np.broadcast_to(np.asarray(macs, np.int64), (len(rows), len(macs))).copy(),
-        "split": np.asarray(images.split[rows], np.int8),
-        "sample": np.asarray(rows, np.int64),
-        "label": np.asarray(images.labels[rows], np.int32),
         "context": context.cpu().numpy().astype(np.float32),
     }
 

@@ -100,7 +100,10 @@ def train_phase1(
     before, resumed, saved = forwards, len(losses), time.monotonic()
     steps = math.ceil(len(labels) / config.batch_size)
     per_channel = (1, -1, *(1,) * (len(network.input_shape) - 1))
-    scale = [torch.tensor(v, dtype=torch.float32, device=device).reshape(per_channel) for v in (mean, std)]
+    scale = [
+        torch.tensor(v, dtype=torch.float32, device=device).reshape(per_channel)
+        for v in (mean, std)
+    ]
     for epoch in range(resumed, config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(labels), generator=generator).numpy()

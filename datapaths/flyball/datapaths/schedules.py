@@ -85,7 +85,11 @@ class Phase1Config:
             ("optimizer", self.optimizer in ("sgd", "adam"), "sgd or adam"),
             ("rate_schedule", self.rate_schedule in ("cosine", "plateau"), "cosine or plateau"),
             ("patience", self.patience >= 0, "at least 0"),
-            ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two in [0, 1)"),
+            (
+                "betas",
+                len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+                "two in [0, 1)",
+            ),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),

@@ -18,7 +18,7 @@ from flyball.envs.rounds import Rounds
 from flyball.envs.sources import AtlasOutcomes, open_source
 
 if TYPE_CHECKING:
-    from flyball.datapaths.frozen import FrozenDataPath
+    from flyball.datapaths.paths import DataPath
 
 __all__ = ["ThrottleBandit", "open_rounds"]
 
@@ -64,7 +64,7 @@ class ThrottleBandit(gymnasium.Env[NDArray[np.float32], np.int64]):
     ## Arguments
 
     - `atlas`: outcomes, an `OutcomeAtlas` or its folder. With `path`: the rows and labels only.
-    - `path`: a `FrozenDataPath` or its folder; if given, outcomes are computed live.
+    - `path`: a frozen data path or its folder; if given, outcomes are computed live.
     - `images`: the image set, its uint8 or float32 array (samples, C, H, W), or the .npy file
       that holds it. Needed live and for image observations.
     - `labels`: class index of every image; only live, and only if neither the images nor the
@@ -94,7 +94,7 @@ class ThrottleBandit(gymnasium.Env[NDArray[np.float32], np.int64]):
         self,
         *,
         atlas: OutcomeAtlas | str | Path | None = None,
-        path: "FrozenDataPath | str | Path | None" = None,
+        path: "DataPath | str | Path | None" = None,
         images: Images | None = None,
         labels: Sequence[int] | NDArray[Any] | None = None,
         observation: ObservationKind = "context",
@@ -154,7 +154,7 @@ class ThrottleBandit(gymnasium.Env[NDArray[np.float32], np.int64]):
 def open_rounds(
     *,
     atlas: OutcomeAtlas | str | Path | None,
-    path: "FrozenDataPath | str | Path | None",
+    path: "DataPath | str | Path | None",
     images: Images | None,
     labels: Sequence[int] | NDArray[Any] | None,
     observation: ObservationKind,

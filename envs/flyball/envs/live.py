@@ -1,9 +1,9 @@
 """Outcomes asked of a frozen data path at every step; the only part of the layer that runs torch.
 
-N samples, B batch, C channels, H, W, D context features.
+N samples, B batch, C channels, T frames, H, W, D context features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flyball.datapaths.atlas import OutcomeAtlas
-from flyball.datapaths.data import ImageSet
 from flyball.datapaths.errors import DataError, ForeignArtifact, InvalidSetting
-from flyball.datapaths.frozen import FrozenDataPath
+from flyball.datapaths.outcomes import truth_of
+from flyball.datapaths.paths import DataPath, device_of, open_path
 from flyball.datapaths.splits import SPLITS
-from flyball.datapaths.tasks import judge
 from flyball.envs.observations import (
     Images,
     ObservationKind,
     as_unit_range,
     check_samples,
     image_rows,
+    is_image_set,
     open_images,
 )
 from flyball.envs.sources import Outcomes, OutcomeSource, context_box, image_box, no_rows
 
 __all__ = ["LiveOutcomes", "open_live_source"]
+
+Truth = Callable[[NDArray[np.int64], torch.device], Any]
 
 
 class LiveOutcomes:
@@ -39,13 +41,14 @@ class LiveOutcomes:
 
     def __init__(
         self,
-        path: FrozenDataPath,
+        path: DataPath,
         images: NDArray[Any],
         sample: NDArray[np.int64],
-        labels: NDArray[np.int64],
+        truth: Truth,
         kind: ObservationKind,
     ) -> None:
-        """Takes images (M, C, H, W), the rows of them to draw from (N,), and their labels (N,)."""
+        """Takes images (M, C, H, W) or clips (M, C, T, H, W), the rows of them to draw from (N,),
+        and what gives the truth about some of these, positions (B,) in [0, N), on a device."""
         self.arms = path.arms
         self.sample = sample
         self.full_macs = path.full_macs
@@ -54,7 +57,7 @@ class LiveOutcomes:
         self.space = context_box(path.context_size) if sees_context else image_box(path.input_shape)
         self._path = path
         self._images = images
-        self._labels = labels
+        self._truth = truth
         self._sees_context = sees_context
         self._seen: tuple[NDArray[np.int64], Tensor] | None = None
 
@@ -69,18 +72,21 @@ class LiveOutcomes:
     def outcomes(self, rows: NDArray[np.int64], actions: NDArray[np.int64]) -> Outcomes:
         lowest = self._lowest_answers(rows)
         is_asked = np.ones(len(rows), bool) if lowest is None else actions > 0
-        device = self._path.mean.device
-        output = torch.zeros(len(rows), len(self._path.classes), device=device)
-        if lowest is not None:
-            output[:] = lowest
+        device = device_of(self._path)
         macs = np.full(len(rows), self._path.arm_macs[0], np.int64)
+        output = lowest
         if is_asked.any():
             images = self._tensor(self._pixels(rows[is_asked]))
             u = torch.tensor(np.asarray(self.arms)[actions[is_asked]], device=device)
             answer = self._path(images, u)
-            output[torch.from_numpy(is_asked).to(device)] = answer.output
+            if lowest is None:
+                output = answer.output
+            else:
+                output = lowest.clone()
+                output[torch.from_numpy(is_asked).to(device)] = answer.output
             macs[is_asked] = answer.macs.cpu().numpy()
-        judged = judge(output, torch.from_numpy(self._labels[rows]).to(device))
+        assert output is not None, "without a context every row is asked"
+        judged = self._path.judge(output, self._truth(rows, device))
         return Outcomes(judged.correct.cpu().numpy(), judged.confidence.cpu().numpy(), macs)
 
     def _lowest_answers(self, rows: NDArray[np.int64]) -> Tensor | None:
@@ -92,11 +98,11 @@ class LiveOutcomes:
         return as_unit_range(image_rows(self._images, self.sample[rows]))
 
     def _tensor(self, images: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(images).to(self._path.mean.device)
+        return torch.from_numpy(images).to(device_of(self._path))
 
 
 def open_live_source(
-    path: FrozenDataPath | str | Path,
+    path: DataPath | str | Path,
     *,
     atlas: OutcomeAtlas | None,
     images: Images,
@@ -109,7 +115,8 @@ def open_live_source(
     Args:
         path: frozen data path, or its folder.
         atlas: already cut to its split; gives rows and labels. None: the images give them.
-        images: the image set, its array (M, C, H, W), or the .npy file that holds it.
+        images: the image set, its array (M, C, H, W) or (M, C, T, H, W), or the .npy file that
+            holds it.
         labels: class index of every image, (M,); None: those of the image set or the atlas.
         observation: "context" or "image".
         split: of the image set; None for every row.
@@ -121,23 +128,23 @@ def open_live_source(
         ForeignArtifact: the atlas belongs to another data path.
     """
     if isinstance(path, str | Path):
-        path = FrozenDataPath.load(path)
+        path = open_path(path)
     if atlas is not None:
         _check_atlas(atlas, path)
     pixels = open_images(images)
-    if pixels.shape[1:] != path.input_shape:
+    if tuple(pixels.shape[1:]) != path.input_shape:
         raise DataError(
-            f"The data path takes images of shape {path.input_shape} (channels, height, width); "
-            f"these have {pixels.shape[1:]}. Resize with "
-            f"--set data.image_size={path.input_shape[1]}, or train a data path for this size."
+            f"The data path takes images of shape {path.input_shape} (channels, then frames of a "
+            f"clip, height, width); these have {pixels.shape[1:]}. Resize with "
+            f"--set data.image_size={path.input_shape[-1]}, or train a data path for this size."
         )
     sample = np.array(atlas.sample, np.int64) if atlas is not None else _image_rows(images, split)
     check_samples(pixels, sample)
-    truth = _labels(labels, images, atlas, sample, len(pixels))
+    truth = _truth(labels, images, atlas, sample, len(pixels))
     return LiveOutcomes(path, pixels, sample, truth, observation)
 
 
-def _check_atlas(atlas: OutcomeAtlas, path: FrozenDataPath) -> None:
+def _check_atlas(atlas: OutcomeAtlas, path: DataPath) -> None:
     theirs = atlas.header.path_fingerprint
     if theirs != path.fingerprint:
         raise ForeignArtifact(
@@ -154,7 +161,7 @@ def _check_atlas(atlas: OutcomeAtlas, path: FrozenDataPath) -> None:
 
 
 def _image_rows(images: Images, split: str | None) -> NDArray[np.int64]:
-    if isinstance(images, ImageSet):
+    if is_image_set(images):
         rows = np.arange(len(images), dtype=np.int64) if split is None else images.rows(split)
         sizes = {name: len(images.rows(name)) for name in SPLITS}
     elif split is None:
@@ -169,26 +176,30 @@ def _image_rows(images: Images, split: str | None) -> NDArray[np.int64]:
     return rows
 
 
-def _labels(
+def _truth(
     labels: Sequence[int] | NDArray[Any] | None,
     images: Images,
     atlas: OutcomeAtlas | None,
     sample: NDArray[np.int64],
     count: int,
-) -> NDArray[np.int64]:
-    if labels is None and isinstance(images, ImageSet):
-        labels = images.labels
+) -> Truth:
+    if labels is None and is_image_set(images):
+        # Narrowed for the closure, which a type checker sees apart.
+        known = images
+        return lambda rows, device: truth_of(known, sample[rows], device)
     if labels is None and atlas is not None:
-        return np.array(atlas.label, np.int64)
-    if labels is None:
+        own = np.array(atlas.label, np.int64)
+    elif labels is None:
         raise InvalidSetting(
             "A live environment judges answers by the labels, and none came. Give labels=: a "
             "class index for every image, an image set that has them, or an atlas."
         )
-    given = np.asarray(labels)
-    if given.shape != (count,) or given.dtype.kind not in "iu":
-        raise DataError(
-            f"Every image has one label, a class index: {count} integers; {given.dtype} of shape "
-            f"{given.shape} came. Give a label for each image, in their order."
-        )
-    return given[sample].astype(np.int64)
+    else:
+        given = np.asarray(labels)
+        if given.shape != (count,) or given.dtype.kind not in "iu":
+            raise DataError(
+                f"Every image has one label, a class index: {count} integers; {given.dtype} of "
+                f"shape {given.shape} came. Give a label for each image, in their order."
+            )
+        own = given[sample].astype(np.int64)
+    return lambda rows, device: torch.from_numpy(own[rows]).to(device)

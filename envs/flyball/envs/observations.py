@@ -1,10 +1,10 @@
-"""What a controller sees of a sample: its image, or the context of the lowest arm.
+"""What a controller sees of a sample: its image or clip, or the context of the lowest arm.
 
-Axis letters: N samples, C channels, H, W, D context features, B batch.
+Axis letters: N samples, C channels, T frames, H, W, D context features, B batch.
 """
 
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeGuard, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,14 @@ from flyball.datapaths.data import ImageSet
 from flyball.datapaths.errors import DataError, InvalidSetting, NotFinite, unknown_name
 from flyball.datapaths.files import refuse_pickle
 
-__all__ = ["Images", "ObservationKind", "as_unit_range", "observations", "open_images"]
+__all__ = [
+    "Images",
+    "ObservationKind",
+    "as_unit_range",
+    "is_image_set",
+    "observations",
+    "open_images",
+]
 
 ObservationKind = Literal["context", "image"]
 Images: TypeAlias = NDArray[Any] | ImageSet | str | Path
@@ -27,12 +34,12 @@ def observations(
 
     Args:
         atlas: outcomes of N samples; its `sample` names rows of the images.
-        images: the image set, its array (uint8 or float32 in [0, 1], (M, C, H, W)), or the
-            .npy file that holds it; may be None for "context".
+        images: the image set, its array (uint8 or float32 in [0, 1], (M, C, H, W), or clips
+            (M, C, T, H, W)), or the .npy file that holds it; may be None for "context".
         kind: "context" or "image".
 
     Returns:
-        float32 (N, D) or (N, C, H, W), in [0, 1] for images.
+        float32 (N, D), or (N, C, H, W) or (N, C, T, H, W) in [0, 1].
 
     Raises:
         UnknownName: there is no such kind of observation.
@@ -51,7 +58,11 @@ def observations(
 
 
 def open_images(images: Images) -> NDArray[Any]:
-    """The array of an image set, of a .npy file (memory-mapped), or itself; (M, C, H, W).
+    """The array of an image set, of a .npy file (memory-mapped), or itself.
+
+    Returns:
+        (M, C, H, W), or (M, C, T, H, W) of clips. That of an image set may be streamed: it then has
+        a shape, a type and a length, and gives rows for an array of indices, and no more.
 
     Raises:
         DataError: the file is missing or is no array, or the array is no stack of images in range.
@@ -59,12 +70,13 @@ def open_images(images: Images) -> NDArray[Any]:
     if isinstance(images, str | Path):
         array = _map_file(Path(images))
     else:
-        array = images.images if isinstance(images, ImageSet) else images
-    is_stack = array.ndim == 4 and array.dtype in (np.dtype(np.uint8), np.dtype(np.float32))
-    if not is_stack:
+        array = cast(NDArray[Any], images.images if is_image_set(images) else images)
+    is_stack = len(array.shape) in (4, 5)
+    if not is_stack or array.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
         raise DataError(
             "Images are uint8, or float32 in [0, 1], of shape (samples, channels, height, width); "
-            f"{array.dtype} of shape {array.shape} came. Convert them."
+            f"{array.dtype} of shape {array.shape} came. Convert them; clips have an axis of "
+            "frames after the channels."
         )
     is_float = array.dtype == np.float32
     if is_float and len(array) and not 0.0 <= float(array.min()) <= float(array.max()) <= 1.0:
@@ -75,6 +87,11 @@ def open_images(images: Images) -> NDArray[Any]:
     return array
 
 
+def is_image_set(images: Any) -> TypeGuard[ImageSet]:
+    """Whether it carries images with their splits, as an `ImageSet` does: also one with boxes."""
+    return hasattr(images, "images") and hasattr(images, "rows")
+
+
 def as_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:
     """Images as float32 in [0, 1]; bytes are divided by 255, floats stay as they are."""
     if images.dtype == np.uint8:
@@ -83,7 +100,7 @@ def as_unit_range(images: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def image_rows(images: NDArray[Any], sample: NDArray[np.int64]) -> NDArray[Any]:
-    """The images of some samples, copied out of what may be a memory map."""
+    """The images of some samples, copied out of what may be mapped or streamed."""
     return np.asarray(images[np.asarray(sample)])
 
 

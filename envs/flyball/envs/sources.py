@@ -13,7 +13,6 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flyball.datapaths.atlas import OutcomeAtlas
-from flyball.datapaths.data import ImageSet
 from flyball.datapaths.errors import DataError, ForeignArtifact, InvalidSetting
 from flyball.datapaths.splits import CONTROLLER_TRAIN
 from flyball.envs.observations import (
@@ -24,12 +23,13 @@ from flyball.envs.observations import (
     check_samples,
     context_rows,
     image_rows,
+    is_image_set,
     missing_images,
     open_images,
 )
 
 if TYPE_CHECKING:
-    from flyball.datapaths.frozen import FrozenDataPath
+    from flyball.datapaths.paths import DataPath
 
 __all__ = ["AtlasOutcomes", "OutcomeSource", "Outcomes", "context_box", "image_box", "open_source"]
 
@@ -112,7 +112,7 @@ class AtlasOutcomes:
 def open_source(
     *,
     atlas: OutcomeAtlas | str | Path | None,
-    path: "FrozenDataPath | str | Path | None",
+    path: "DataPath | str | Path | None",
     images: Images | None,
     labels: Sequence[int] | NDArray[Any] | None,
     observation: ObservationKind,
@@ -133,7 +133,7 @@ def open_source(
     if atlas is None and path is None:
         raise InvalidSetting(
             "An environment takes its outcomes from an atlas or from a frozen data path; neither "
-            "came. Give atlas=: an OutcomeAtlas or its folder, or path=: a FrozenDataPath or its "
+            "came. Give atlas=: an OutcomeAtlas or its folder, or path=: a frozen data path or its "
             "folder."
         )
     opened = _open_atlas(atlas)
@@ -165,7 +165,7 @@ def context_box(size: int) -> Box:
 
 
 def image_box(shape: tuple[int, ...]) -> Box:
-    """Images (C, H, W) in [0, 1]."""
+    """Images (C, H, W), or clips (C, T, H, W), in [0, 1]."""
     return Box(0.0, 1.0, shape, np.float32)
 
 
@@ -191,7 +191,7 @@ def _atlas_rows(atlas: OutcomeAtlas, split: str | None) -> OutcomeAtlas:
 
 def _check_data_set(atlas: OutcomeAtlas, images: Images | None) -> None:
     wanted = atlas.header.data_fingerprint
-    if isinstance(images, ImageSet) and wanted not in ("", images.fingerprint):
+    if is_image_set(images) and wanted not in ("", images.fingerprint):
         raise ForeignArtifact(
             f"The atlas holds outcomes on image set {wanted}; that given is {images.fingerprint}. "
             "Give the images that it was built from, or build their own with `flyball outcomes`."

@@ -20,7 +20,7 @@ from flyball.envs.reward import Reward
 from flyball.envs.rounds import Info
 
 if TYPE_CHECKING:
-    from flyball.datapaths.frozen import FrozenDataPath
+    from flyball.datapaths.paths import DataPath
 
 __all__ = ["ThrottleBanditVector"]
 
@@ -77,7 +77,7 @@ class ThrottleBanditVector(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDA
         num_envs: int = 1,
         *,
         atlas: OutcomeAtlas | str | Path | None = None,
-        path: "FrozenDataPath | str | Path | None" = None,
+        path: "DataPath | str | Path | None" = None,
         images: Images | None = None,
         labels: Sequence[int] | NDArray[Any] | None = None,
         observation: ObservationKind = "context",

@@ -16,7 +16,7 @@ from flyball.controllers.networks import ControllerConfig, build_network, networ
 from flyball.controllers.protocol import NetworkController, ObservationKind
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.files import fingerprint_of, read_json, write_atomically, write_json
-from flyball.datapaths.frozen import FrozenDataPath
+from flyball.datapaths.paths import DataPath
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import CONTROLLER_TRAIN, CONTROLLER_VAL, split_code
 from flyball.envs.observations import observations
@@ -65,7 +65,7 @@ def controller_fingerprint(job: Job, atlas: OutcomeAtlas) -> str:
 
 def train_controller(
     ready: Prepared,
-    path: FrozenDataPath,
+    path: DataPath,
     atlas: OutcomeAtlas,
     atlas_folder: Path,
     *,

@@ -1,7 +1,7 @@
 """The governor: a frozen data path and the controller that says how much of it each input gets.
 
 It serves; it neither trains nor records. It imports no environment, Ray or MLflow, so that it runs
-where those are not installed. B batch, C channels, H, W, K arms.
+where those are not installed. B batch, C channels, T frames, H, W, K arms.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from flyball.controllers.export import load_controller
 from flyball.controllers.protocol import Controller, NetworkController, check_arms, check_path
 from flyball.datapaths.errors import DataError, ShapeMismatch
-from flyball.datapaths.frozen import FrozenDataPath
-from flyball.datapaths.tasks import judge
+from flyball.datapaths.paths import DataPath, device_of, open_path
 
 __all__ = ["CONTROLLER_FOLDER", "PATH_FOLDER", "Governor", "Predictions"]
 
@@ -68,16 +67,13 @@ class Governor:
         controller: chooses an arm for every image.
     """
 
-    def __init__(
-        self, path: FrozenDataPath, controller: Controller, *, fixed_shape: bool = True
-    ) -> None:
+    def __init__(self, path: DataPath, controller: Controller, *, fixed_shape: bool = True) -> None:
         """Joins the two.
 
         Args:
             path: the data path.
             controller: trained on that path's outcomes.
-            fixed_shape: answers bit-equal whatever the batch (`FrozenDataPath.forward`); False is
-                faster for single images.
+            fixed_shape: answers bit-equal whatever the batch; False is faster for single images.
 
         Raises:
             ArmMismatch: the controller chooses among other arms.
@@ -99,7 +95,7 @@ class Governor:
         Raises:
             ArtifactError: a file is missing, damaged, a pickle, or belongs to something else.
         """
-        path = FrozenDataPath.load(Path(folder) / PATH_FOLDER)
+        path = open_path(Path(folder) / PATH_FOLDER)
         controller = load_controller(Path(folder) / CONTROLLER_FOLDER)
         return cls(path, controller, fixed_shape=fixed_shape)
 
@@ -109,30 +105,35 @@ class Governor:
         Images are grouped by arm once, at the data path's input.
 
         Args:
-            images: float32 in [0, 1], (B, C, H, W).
+            images: float32 in [0, 1], (B, C, H, W), or clips (B, C, T, H, W).
             budget: mean net throttle ratio to hold; None spends what the reward taught.
 
         Raises:
             DataError: the images have another shape, type or range, or are not finite.
             InvalidSetting: the budget is outside what the arms cost, or the controller serves none.
         """
-        device, shape = self.path.mean.device, self._fixed_shape
+        device, shape = device_of(self.path), self._fixed_shape
         x = torch.tensor(_checked(images, self.path.input_shape))
-        output = torch.zeros(len(x), len(self.path.classes))
+        output: torch.Tensor | None = None
         macs = torch.full((len(x),), self.controller.macs, dtype=torch.int64)
         observed, pending = x, torch.ones(len(x), dtype=torch.bool)
         if self.controller.observation == "context":
             observed, lowest = self.path.context(x.to(device), fixed_shape=shape)
-            output[:], macs = lowest.output, macs + lowest.macs.cpu()
+            output, macs = lowest.output.cpu().clone(), macs + lowest.macs.cpu()
         arm = torch.from_numpy(self.controller.choose(observed.cpu().numpy(), budget=budget))
         if self.controller.observation == "context":
             pending = arm != 0
         for index in torch.unique(arm[pending]).tolist():
             rows = torch.nonzero(pending & (arm == index)).flatten()
             answer = self.path(x[rows].to(device), self.path.arms[index], fixed_shape=shape)
+            if output is None:
+                output = torch.zeros(len(x), *answer.output.shape[1:])
             output[rows] = answer.output.cpu()
             macs[rows] += answer.macs.cpu()
-        judged = judge(output, torch.zeros(len(x), dtype=torch.int64))
+        if output is None:
+            output = torch.zeros(0, len(self.path.classes))
+        # Nobody knows the truth here: of the judgement only answer and confidence are used.
+        judged = self.path.judge(output, torch.zeros(len(x), dtype=torch.int64))
         return Predictions(
             prediction=judged.answer.numpy(),
             label=tuple(self.path.classes[index] for index in judged.answer.tolist()),
@@ -144,12 +145,14 @@ class Governor:
         )
 
 
-def _checked(images: NDArray[Any], shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def _checked(images: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
     array = np.asarray(images)
-    if array.ndim != 4 or array.shape[1:] != shape:
+    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+        is_clip = len(shape) == 4
         raise DataError(
-            f"This governor takes a batch of images of shape (B, {', '.join(map(str, shape))}) "
-            f"(channels, height, width); {array.shape} came. Resize them, and add the batch axis."
+            f"This governor takes a batch of {'clips' if is_clip else 'images'} of shape "
+            f"(B, {', '.join(map(str, shape))}) (channels, {'frames, ' if is_clip else ''}height, "
+            f"width); {array.shape} came. Resize them, and add the batch axis."
         )
     if array.dtype != np.float32:
         advice = " Divide bytes by 255 first." if array.dtype == np.uint8 else ""
@@ -168,7 +171,7 @@ def _checked(images: NDArray[Any], shape: tuple[int, int, int]) -> NDArray[np.fl
     return np.ascontiguousarray(array)
 
 
-def _check_observation(controller: NetworkController, path: FrozenDataPath) -> None:
+def _check_observation(controller: NetworkController, path: DataPath) -> None:
     is_context = controller.observation == "context"
     given = (path.context_size,) if is_context else path.input_shape
     if controller.observation_shape != given:

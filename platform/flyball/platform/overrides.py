@@ -1,7 +1,7 @@
 """`--set FIELD=VALUE`: typed changes to a job by dotted name; unknown fields fail.
 
 Values are read by the field's own type: numbers, names, `none`, `true`, and lists such as
-`0.25,0.5,1` or `((64,64),(128,))`.
+`0.25,0.5,1`, `resnet18,resnet50` or `((64,64),(128,))`.
 """
 
 import ast
@@ -114,6 +114,8 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
 
 
 def _parsed_tuple(name: str, text: str, hint: Any) -> tuple[Any, ...]:
+    if get_args(hint)[0] is str:
+        return tuple(word.strip() for word in text.split(",") if word.strip())
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):

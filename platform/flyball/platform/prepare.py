@@ -9,6 +9,8 @@ import torch
 
 from flyball.datapaths.data import ImageSet, load_images
 from flyball.datapaths.errors import DataError, InvalidSetting
+from flyball.datapaths.family_config import FamilyConfig
+from flyball.datapaths.family_weights import check_models
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import SPLITS
 from flyball.platform.cluster import check_ray_address
@@ -59,6 +61,8 @@ def prepare(job: Job, *, report: Report = silent) -> Prepared:
         check_shape=lambda shape: check_shape(job.path, shape, job.data.name),
     )
     network = fitted_network(job.path, images)
+    if isinstance(network, FamilyConfig):
+        check_models(network)
     for split in SPLITS:
         if not len(images.rows(split)):
             raise DataError(

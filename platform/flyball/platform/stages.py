@@ -15,11 +15,13 @@ import torch
 
 from flyball.controllers.evaluate import Evaluation, evaluate
 from flyball.controllers.protocol import NetworkController
+from flyball.datapaths.arms import default_arms
 from flyball.datapaths.atlas import HEADER_FILE, OutcomeAtlas
 from flyball.datapaths.data import describe as describe_images
+from flyball.datapaths.family import ModelFamily
 from flyball.datapaths.files import fingerprint_of, write_atomically, write_json
-from flyball.datapaths.frozen import FrozenDataPath
 from flyball.datapaths.outcomes import atlas_fingerprint, build_atlas
+from flyball.datapaths.paths import DataPath
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import SPLITS
 from flyball.envs.observations import observations
@@ -39,6 +41,7 @@ __all__ = [
     "build_path",
     "evaluate_controller",
     "run_job",
+    "served_path",
 ]
 
 Tell = Callable[[str], None]
@@ -88,17 +91,32 @@ class JobResult:
 
 def build_path(ready: Prepared, *, report: Report = silent) -> PathStage:
     """Phase 1: the frozen data path, trained or found; see `path_stage.train_path`."""
-    phase1, images = ready.job.phase1, ready.images
-    folder = ready.runs.path(path_fingerprint(ready.network, phase1, images))
+    phase1, images, arms = ready.job.phase1, ready.images, ready.job.arms
+    folder = ready.runs.path(path_fingerprint(ready.network, phase1, images, arms))
     with ready.runs.locked(folder):
         return train_path(
-            ready.network, phase1, images, folder, device=ready.job.compute.device, report=report
+            ready.network,
+            phase1,
+            images,
+            folder,
+            arms=arms,
+            device=ready.job.compute.device,
+            report=report,
         )
 
 
-def build_outcomes(
-    ready: Prepared, path: FrozenDataPath, *, report: Report = silent
-) -> OutcomesStage:
+def served_path(path: DataPath, job: Job) -> DataPath:
+    """The data path at the job's arms; a family keeps its models' where the job names none.
+
+    Raises:
+        InvalidArms: the job names arms that a family does not have.
+    """
+    if isinstance(path, ModelFamily) and job.arms == default_arms():
+        return path
+    return path.with_arms(job.arms)
+
+
+def build_outcomes(ready: Prepared, path: DataPath, *, report: Report = silent) -> OutcomesStage:
     """The outcome atlas of a data path, built or found; see `outcomes.build_atlas`."""
     start, before = time.monotonic(), path.forwards
     folder = ready.runs.outcomes(atlas_fingerprint(path, ready.images, ready.job.outcomes))
@@ -137,7 +155,7 @@ def run_job(job: Job, *, report: Report = silent, tell: Tell | None = None) -> J
     say(f"Images         {ready.images.name}: {_sizes(ready)}")
     trained = build_path(ready, report=report)
     say(_line("Data path", trained) + f", {trained.forwards:,} data-path forwards")
-    path = trained.path.with_arms(job.arms)
+    path = served_path(trained.path, job)
     asked = build_outcomes(ready, path, report=report)
     say(_line("Outcome atlas", asked) + f", {asked.forwards:,} data-path forwards")
     learned = train_controller(ready, path, asked.atlas, asked.folder, report=report)

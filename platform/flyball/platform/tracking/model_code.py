@@ -34,7 +34,7 @@ class GovernorModel(PythonModel):
 
         Args:
             context: of MLflow; not used after loading.
-            model_input: float32 in [0, 1], (B, C, H, W).
+            model_input: float32 in [0, 1], (B, C, H, W), or clips (B, C, T, H, W).
             params: `budget`, the mean net throttle ratio to hold; left out or None spends what
                 the reward taught.
         """

@@ -95,7 +95,7 @@ def register_governor(
     Args:
         tracking: where.
         run: the run that made the controller.
-        path_folder: what `FrozenDataPath.save` wrote.
+        path_folder: what a data path's `save` wrote.
         controller_folder: what `save_controller` wrote.
         name: of the registered model.
         alias: "champion" if it beats the static mixture, else "challenger"; the caller's verdict.
@@ -211,7 +211,7 @@ def _save_model(governor: Governor, folder: Path, model: Model) -> None:
             code_paths=[str(ship_code(folder / "code"))],
             signature=signature_of(governor.path),
             input_example=example,
-            pip_requirements=requirements(),
+            pip_requirements=requirements(governor.path),
             mlflow_model=model,
         )
 

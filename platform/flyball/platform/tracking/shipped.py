@@ -14,7 +14,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 
 from flyball.controllers.export import HEADER_FILE, ONNX_FILE, PROGRAM_FILE, load_controller
 from flyball.datapaths.errors import CorruptArtifact
-from flyball.datapaths.frozen import FrozenDataPath
+from flyball.datapaths.paths import DataPath, open_path
 from flyball.platform.governor import CONTROLLER_FOLDER, PATH_FOLDER
 
 __all__ = ["requirements", "ship_code", "ship_weights", "signature_of"]
@@ -59,14 +59,15 @@ def ship_weights(path_folder: Path, controller_folder: Path, folder: Path) -> Pa
         elif file != ONNX_FILE:
             raise CorruptArtifact(f"{controller_folder / file} does not exist. Build it again.")
     arms = load_controller(controller_folder).arms
-    FrozenDataPath.load(path_folder).with_arms(arms).save(folder / PATH_FOLDER)
+    open_path(path_folder).with_arms(arms).save(folder / PATH_FOLDER)
     return folder
 
 
-def signature_of(path: FrozenDataPath) -> ModelSignature:
+def signature_of(path: DataPath) -> ModelSignature:
     """What the model takes and gives.
 
-    In: float32 images (B, C, H, W) in [0, 1], and the parameter `budget`. Out: a row an image.
+    In: float32 images (B, C, H, W) or clips (B, C, T, H, W) in [0, 1], and the parameter `budget`.
+    Out: a row a sample.
     """
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *path.input_shape))]),
@@ -83,10 +84,11 @@ def signature_of(path: FrozenDataPath) -> ModelSignature:
     )
 
 
-def requirements() -> list[str]:
-    """The distributions that serving needs, at the versions that run now."""
+def requirements(path: DataPath) -> list[str]:
+    """The distributions that serving a data path needs, at the versions that run now."""
+    names = sorted({*_REQUIRED, *getattr(path, "requirements", ())})
     # A local version such as 2.11.0+cpu names a build that no index may have.
-    return [f"{name}=={version(name).split('+')[0]}" for name in _REQUIRED]
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
 def _folder_of(package: str) -> Path:

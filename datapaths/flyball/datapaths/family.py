@@ -1,0 +1,393 @@
+"""A family of trained models as one data path: arm k is model k, from the cheapest to the dearest.
+
+Saved as `path.json` and one `model-K.safetensors` for each; no pickle is read. B batch, C channels,
+T frames, H, W pixels, K arms, D context features.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flyball.datapaths.atlas import hash_bytes
+from flyball.datapaths.cost import CostModel
+from flyball.datapaths.errors import (
+    CorruptArtifact,
+    DataError,
+    FrozenPathChanged,
+    InvalidArms,
+    InvalidSetting,
+)
+from flyball.datapaths.family_models import make_model, measure, penultimate, watch
+from flyball.datapaths.family_weights import fill
+from flyball.datapaths.files import (
+    fingerprint_of,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from flyball.datapaths.frozen import SPEC_FILE, Answer, rows_in_a_chunk
+from flyball.datapaths.gates import checked_utilization
+from flyball.datapaths.tasks import Judgement, judge
+
+__all__ = ["FamilySpec", "ModelFamily", "arms_of", "model_file", "weights_of"]
+
+KIND = "family"
+FORMAT = 1
+# A u that went through float32 is still its arm's.
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """Everything about a family but its weights.
+
+    Attributes:
+        models: names as in `FamilyConfig`, in order of cost; a model that no name makes again may
+            have any, and is then given to `ModelFamily.load`.
+        classes: names of the classes, in the order of the logits.
+        input_shape: (C, H, W) of an image, or (C, T, H, W) of a clip.
+        mean, std: of each input channel on the [0, 1] scale; the models see (x - mean) / std.
+        macs: of one sample through each model; empty: measured once, when the family is made.
+        features: D of the lowest model's layer before the last; 0 where it cannot be seen.
+        provenance: where the weights come from; for people and fingerprints.
+    """
+
+    models: tuple[str, ...]
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    macs: tuple[int, ...] = ()
+    features: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class ModelFamily(nn.Module):
+    """T(x, u) made of whole models: the smallest arm that is at least u answers.
+
+    An arm is its model's share of the dearest one's MACs, so utilization and throttle ratio agree.
+
+    Attributes:
+        arms: MACs of every model over those of the last, in (0, 1].
+        classes: names of the classes.
+        input_shape: (C, H, W) of an image, or (C, T, H, W) of a clip.
+        arm_macs: MACs of one sample through every model.
+        full_macs: those of the last.
+        context_macs: those of the first.
+        forwards: sample passes asked for so far.
+        fingerprint: of specification and weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, models: Sequence[nn.Module], spec: FamilySpec) -> None:
+        """Freezes the models.
+
+        Args:
+            models: each from (B, *input_shape) to logits (B, classes), in order of cost.
+            spec: what they are; MACs are measured where it has none.
+
+        Raises:
+            InvalidSetting: names and models differ in number, or a model gives no such logits.
+            InvalidArms: a model costs no more than the one before it.
+        """
+        super().__init__()
+        if len(models) != len(spec.models) or not models:
+            raise InvalidSetting(
+                f"A family has at least one model and a name for each: {len(models)} models and "
+                f"{len(spec.models)} names came. Give as many names as models."
+            )
+        for model in models:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.contiguous()
+        self.models = nn.ModuleList(model.requires_grad_(False).eval() for model in models)
+        if not spec.macs:
+            pairs = zip(self.models, spec.models, strict=True)
+            size = len(spec.classes)
+            measured = [measure(m, name, spec.input_shape, size) for m, name in pairs]
+            macs = tuple(each.macs for each in measured)
+            spec = replace(spec, macs=macs, features=measured[0].features)
+        self.spec = spec
+        self.arms = arms_of(spec.models, spec.macs)
+        self.classes = spec.classes
+        self.input_shape = tuple(spec.input_shape)
+        self.arm_macs = spec.macs
+        self.full_macs = spec.macs[-1]
+        self.context_macs = spec.macs[0]
+        per_channel = (1, -1, *(1,) * (len(self.input_shape) - 1))
+        self.register_buffer("mean", torch.tensor(spec.mean).reshape(per_channel))
+        self.register_buffer("std", torch.tensor(spec.std).reshape(per_channel))
+        self._rows = rows_in_a_chunk(self.input_shape)
+        if spec.features:
+            watch(self.models[0], len(spec.classes))
+        self.forwards = 0
+        tensors = {f"{k}/{n}": a for k, m in enumerate(models) for n, a in weights_of(m).items()}
+        self.fingerprint = fingerprint_of(KIND, asdict(spec), hash_bytes(tensors))
+        super().train(False)
+
+    @property
+    def context_size(self) -> int:
+        """D: the lowest model's last features, log-probabilities, confidence and entropy."""
+        return self.spec.features + len(self.classes) + 2
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """Distributions that loading it takes beside those of every data path."""
+        return ("torchvision",) if any(":" not in name for name in self.spec.models) else ()
+
+    def forward(self, images: Tensor, u: float | Tensor, *, fixed_shape: bool = True) -> Answer:
+        """Answers at a utilization; a batch of mixed u is grouped by model here.
+
+        Args:
+            images: float32 in [0, 1], (B, *input_shape).
+            u: requested utilization in [0, 1]: one for all, or one for each sample, (B,). Between
+                two arms the dearer one answers; below the first, the first.
+            fixed_shape: run equal shapes whatever B is, so that a sample's bits never depend on
+                the batch it came in. False runs the batch as it is: fastest for one image.
+
+        Raises:
+            DataError: the images have another shape.
+            InvalidSetting: u is outside [0, 1] or NaN, or there is not one for each sample.
+        """
+        self._check_images(images)
+        if not isinstance(u, Tensor):
+            arm = self._arm_of(float(u))
+            output = self._run(arm, images, fixed_shape)[0]
+            return Answer(output, self._macs_of([arm] * len(images), images.device))
+        if u.shape != (len(images),):
+            raise InvalidSetting(
+                f"u is one number, or one for each of the {len(images)} samples; its shape is "
+                f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(images)},)."
+            )
+        arms = [self._arm_of(value) for value in u.double().tolist()]
+        output = torch.zeros(len(images), len(self.classes), device=images.device)
+        for arm in sorted(set(arms)):
+            rows = torch.tensor([r for r, a in enumerate(arms) if a == arm], device=images.device)
+            output[rows] = self._run(arm, images[rows], fixed_shape)[0]
+        return Answer(output, self._macs_of(arms, images.device))
+
+    def context(self, images: Tensor, *, fixed_shape: bool = True) -> tuple[Tensor, Answer]:
+        """Runs the lowest model: what it saw is the context, what it said is its answer.
+
+        Args:
+            images: float32 in [0, 1], (B, *input_shape).
+            fixed_shape: as in `forward`.
+
+        Returns:
+            float32 (B, D): what its last layer is given, pooled (left out where a model does not
+            show it), log-probabilities, their largest probability, and their entropy in nats;
+            and the lowest model's answer.
+        """
+        self._check_images(images)
+        logits, seen = self._run(0, images, fixed_shape)
+        log_probabilities = torch.log_softmax(logits, dim=1)
+        probabilities = log_probabilities.exp()
+        entropy = -(probabilities * log_probabilities).sum(dim=1, keepdim=True)
+        confidence = probabilities.amax(dim=1, keepdim=True)
+        features = torch.cat([seen, log_probabilities, confidence, entropy], dim=1)
+        return features, Answer(logits, self._macs_of([0] * len(images), images.device))
+
+    def with_arms(self, arms: Sequence[float]) -> "ModelFamily":
+        """Itself: a family is served at its own arms.
+
+        Raises:
+            InvalidArms: these are others.
+        """
+        if tuple(float(arm) for arm in arms) != self.arms:
+            own = ", ".join(
+                f"{n} {u:.4g}" for n, u in zip(self.spec.models, self.arms, strict=True)
+            )
+            raise InvalidArms(
+                f"The arms of a family are its models' ({own}); "
+                f"{', '.join(f'{arm:g}' for arm in arms)} came. Leave the arms out, or choose "
+                "other models with --set path.models=resnet18,resnet50."
+            )
+        return self
+
+    def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
+        """MACs of one sample at any u; both cost models count whole models alike."""
+        return self.arm_macs[self._arm_of(u)]
+
+    def judge(self, output: Tensor, truth: Tensor) -> Judgement:
+        """Whether an output is right; see `tasks.judge`."""
+        return judge(output, truth)
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuses: a frozen data path stays in evaluation mode.
+
+        Raises:
+            FrozenPathChanged: `mode` is True.
+        """
+        if mode:
+            raise FrozenPathChanged(
+                "A frozen family cannot be trained: every atlas and controller made from it would "
+                "be wrong. Train the models themselves with `flyball path`."
+            )
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Refuses gradients.
+
+        Raises:
+            FrozenPathChanged: `requires_grad` is True.
+        """
+        if requires_grad:
+            raise FrozenPathChanged(
+                "A frozen family has no gradients. Train the models with `flyball path`."
+            )
+        return super().requires_grad_(False)
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the weights of every model, then the specification that names their bytes.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        for arm, model in enumerate(self.models):
+            write_tensors(folder / model_file(arm), weights_of(model))
+        spec = {"kind": KIND, "format": FORMAT, "fingerprint": self.fingerprint}
+        write_json(folder / SPEC_FILE, {**spec, **asdict(self.spec)})
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, models: Sequence[nn.Module] | None = None
+    ) -> "ModelFamily":
+        """Reads what `save` wrote.
+
+        Args:
+            folder: of the family.
+            models: to be filled with the weights, for models that no name makes; None: by name.
+
+        Raises:
+            CorruptArtifact: a file is missing, truncated or altered.
+            PickleRefused: a file is a pickle.
+            ShapeMismatch: the weights are those of other models.
+            UnknownName, InvalidSetting: a model's name makes nothing here.
+        """
+        folder = Path(folder)
+        text = read_json(folder / SPEC_FILE)
+        try:
+            if (text["kind"], text["format"]) != (KIND, FORMAT):
+                raise KeyError("format")
+            spec = _spec_from_json(text)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptArtifact(
+                f"{folder / SPEC_FILE} is not the specification of a family of format {FORMAT} "
+                f"({error}). Delete the folder and run `flyball path` again."
+            ) from error
+        if models is None:
+            with torch.random.fork_rng(devices=[]):
+                size, channels = len(spec.classes), spec.input_shape[0]
+                models = [make_model(n, classes=size, in_channels=channels) for n in spec.models]
+        for arm, model in enumerate(models):
+            file = folder / model_file(arm)
+            weights = {name: torch.from_numpy(a) for name, a in read_tensors(file).items()}
+            fill(model, weights, str(file))
+        family = cls(models, spec)
+        if family.fingerprint != text["fingerprint"]:
+            raise CorruptArtifact(
+                f"The family in {folder} has fingerprint {family.fingerprint}, its specification "
+                f"says {text['fingerprint']}: a file was altered. Run `flyball path` again."
+            )
+        return family
+
+    def _run(self, arm: int, images: Tensor, fixed_shape: bool) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes), and what the last layer was given where that is to be seen."""
+        normalised = (images - self.mean) / self.std
+        self.forwards += len(images)
+        with torch.inference_mode():
+            if not fixed_shape:
+                logits, seen = self._pass(arm, normalised)
+                return logits.clone(), seen.clone()
+            parts = [self._padded(arm, chunk) for chunk in torch.split(normalised, self._rows)]
+            parts = parts or [self._padded(arm, normalised)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _padded(self, arm: int, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(chunk)
+        if count < self._rows:
+            chunk = torch.cat([chunk, chunk.new_zeros(self._rows - count, *chunk.shape[1:])])
+        logits, seen = self._pass(arm, chunk)
+        return logits[:count], seen[:count]
+
+    def _pass(self, arm: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        with penultimate() as seen:
+            logits = self.models[arm](x).float()
+        nothing = logits.new_zeros(len(x), 0)
+        return logits, seen[0].float() if arm == 0 and self.spec.features else nothing
+
+    def _arm_of(self, u: float) -> int:
+        found = bisect_left(self.arms, checked_utilization(u) * (1 - _SLACK))
+        return min(found, len(self.arms) - 1)
+
+    def _macs_of(self, arms: Sequence[int], device: torch.device) -> Tensor:
+        macs = [self.arm_macs[arm] for arm in arms]
+        return torch.tensor(macs, dtype=torch.int64, device=device)
+
+    def _check_images(self, images: Tensor) -> None:
+        if tuple(images.shape[1:]) != self.input_shape:
+            raise DataError(
+                f"This family takes inputs of shape {self.input_shape} (channels, then frames of a "
+                f"clip, height and width); these are {tuple(images.shape[1:])}. "
+                f"Resize with --set data.image_size={self.input_shape[-1]}, "
+                "or train a family for this size."
+            )
+
+
+def arms_of(models: Sequence[str], macs: Sequence[int]) -> tuple[float, ...]:
+    """Every model's share of the last one's MACs.
+
+    Raises:
+        InvalidArms: a model costs no more than the one before it.
+    """
+    named = list(zip(models, macs, strict=True))
+    for (cheap, less), (dear, more) in pairwise(named):
+        if more <= less:
+            order = ",".join(name for name, _ in sorted(named, key=lambda pair: pair[1]))
+            advice = "Leave one of the two out." if more == less else "Name them in order of cost: "
+            advice += "" if more == less else f"--set path.models={order}."
+            raise InvalidArms(
+                f"Every model of a family costs more than the one before it; {dear} takes "
+                f"{more:,} multiply-accumulates after {cheap}'s {less:,}. {advice}"
+            )
+    if min(macs) < 1:
+        raise InvalidArms(
+            f"A model of a family multiplies something; {models[0]} takes {macs[0]} "
+            "multiply-accumulates. Leave it out."
+        )
+    return tuple(count / macs[-1] for count in macs)
+
+
+def model_file(arm: int) -> str:
+    """Name of the file that holds one model's weights."""
+    return f"model-{arm}.safetensors"
+
+
+def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
+    """Every parameter and buffer of a model by name."""
+    return {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()}
+
+
+def _spec_from_json(text: dict[str, Any]) -> FamilySpec:
+    if not len(text["models"]) == len(text["macs"]) > 0:
+        raise ValueError("models and macs")
+    return FamilySpec(
+        models=tuple(str(name) for name in text["models"]),
+        classes=tuple(str(name) for name in text["classes"]),
+        input_shape=tuple(int(size) for size in text["input_shape"]),
+        mean=tuple(float(value) for value in text["mean"]),
+        std=tuple(float(value) for value in text["std"]),
+        macs=tuple(int(count) for count in text["macs"]),
+        features=int(text["features"]),
+        provenance=dict(text["provenance"]),
+    )
