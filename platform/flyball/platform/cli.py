@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a run failed, 2 bad input (nothing was written), 130 inter
 """
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -24,8 +25,10 @@ VERBS = {
     "models": "the registered governors and their aliases",
     "serve": "answer over HTTP with a registered governor",
     "demo": "let a registered governor answer some test images, one line each",
+    "analyse": "tables and pictures of finished jobs: gates, components, curves, classes, ...",
     "bench": "benchmarks, measured side by side",
 }
+ANALYSIS_VERBS = ("analyse", "bench")
 JOB_VERBS = ("path", "outcomes", "train", "evaluate", "report", "models", "serve", "demo")
 
 
@@ -46,8 +49,8 @@ def _dispatch(texts: list[str]) -> int:
         raise unknown_name("verb", named[0], VERBS, advice="`flyball --help` describes them.")
     options = _parser().parse_args(texts)
     # Only now: the heavy imports, which --help and a mistyped verb need not wait for.
-    from flyball.platform import commands
-
+    home = "analysis_commands" if options.verb in ANALYSIS_VERBS else "commands"
+    commands = importlib.import_module(f"flyball.platform.{home}")
     run: Callable[[argparse.Namespace], int] = getattr(commands, f"run_{options.verb}")
     return run(options)
 
@@ -62,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print one JSON value for machines")
         if name in JOB_VERBS:
             verb.add_argument("preset", nargs="?", default="digits", help="default: digits")
+        if name in JOB_VERBS or name == "analyse":
             verb.add_argument(
                 "--set",
                 dest="settings",
@@ -82,7 +86,21 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--count", type=int, default=10, help="how many test images")
             verb.add_argument("--budget", type=float, help="mean net throttle ratio to hold")
         if name == "bench":
-            verb.add_argument("benchmark", choices=["training"])
+            verb.add_argument("benchmark", choices=["training", "tnn"])
+            verb.add_argument("--picture", metavar="FILE", help="draw `tnn` into this PNG")
+        if name == "analyse":
+            verb.add_argument("name", nargs="?", help="of the analysis; none: list them")
+            verb.add_argument("presets", nargs="*", default=["digits"], help="default: digits")
+            verb.add_argument(
+                "--comparison",
+                action="append",
+                default=[],
+                metavar="NAME=FOLDER",
+                help="of `gates` and `components`: a finished comparison; may be repeated",
+            )
+            verb.add_argument(
+                "--no-vanilla", action="store_true", help="without the network trained at u = 1"
+            )
 
     return parser
 
