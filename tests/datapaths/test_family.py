@@ -27,10 +27,11 @@ from flyball.datapaths.errors import (
     ShapeMismatch,
     UnknownName,
 )
-from flyball.datapaths.family import FamilySpec, ModelFamily
+from flyball.datapaths.family import ModelFamily
 from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.family_fitting import batches
 from flyball.datapaths.family_models import check_name, make_model, measure
+from flyball.datapaths.family_spec import FamilySpec
 from flyball.datapaths.family_training import measure_family, train_family
 from flyball.datapaths.family_weights import check_models, with_weights
 from flyball.datapaths.files import read_tensors, write_tensors

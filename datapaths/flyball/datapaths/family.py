@@ -6,8 +6,7 @@ T frames, H, W pixels, K arms, D context features.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from flyball.datapaths.errors import (
     InvalidSetting,
 )
 from flyball.datapaths.family_models import make_model, measure, penultimate, watch
+from flyball.datapaths.family_spec import FamilySpec, arms_of, spec_from_json
 from flyball.datapaths.family_weights import fill
 from flyball.datapaths.files import (
     fingerprint_of,
@@ -37,37 +37,12 @@ from flyball.datapaths.frozen import SPEC_FILE, Answer, rows_in_a_chunk
 from flyball.datapaths.gates import checked_utilization
 from flyball.datapaths.tasks import Judgement, judge
 
-__all__ = ["FamilySpec", "ModelFamily", "arms_of", "model_file", "weights_of"]
+__all__ = ["ModelFamily", "model_file", "weights_of"]
 
 KIND = "family"
 FORMAT = 1
 # A u that went through float32 is still its arm's.
 _SLACK = 1e-6
-
-
-@dataclass(frozen=True)
-class FamilySpec:
-    """Everything about a family but its weights.
-
-    Attributes:
-        models: names as in `FamilyConfig`, in order of cost; a model that no name makes again may
-            have any, and is then given to `ModelFamily.load`.
-        classes: names of the classes, in the order of the logits.
-        input_shape: (C, H, W) of an image, or (C, T, H, W) of a clip.
-        mean, std: of each input channel on the [0, 1] scale; the models see (x - mean) / std.
-        macs: of one sample through each model; empty: measured once, when the family is made.
-        features: D of the lowest model's layer before the last; 0 where it cannot be seen.
-        provenance: where the weights come from; for people and fingerprints.
-    """
-
-    models: tuple[str, ...]
-    classes: tuple[str, ...]
-    input_shape: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    macs: tuple[int, ...] = ()
-    features: int = 0
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 class ModelFamily(nn.Module):
@@ -279,7 +254,7 @@ class ModelFamily(nn.Module):
         try:
             if (text["kind"], text["format"]) != (KIND, FORMAT):
                 raise KeyError("format")
-            spec = _spec_from_json(text)
+            spec = spec_from_json(text)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifact(
                 f"{folder / SPEC_FILE} is not the specification of a family of format {FORMAT} "
@@ -344,30 +319,6 @@ class ModelFamily(nn.Module):
             )
 
 
-def arms_of(models: Sequence[str], macs: Sequence[int]) -> tuple[float, ...]:
-    """Every model's share of the last one's MACs.
-
-    Raises:
-        InvalidArms: a model costs no more than the one before it.
-    """
-    named = list(zip(models, macs, strict=True))
-    for (cheap, less), (dear, more) in pairwise(named):
-        if more <= less:
-            order = ",".join(name for name, _ in sorted(named, key=lambda pair: pair[1]))
-            advice = "Leave one of the two out." if more == less else "Name them in order of cost: "
-            advice += "" if more == less else f"--set path.models={order}."
-            raise InvalidArms(
-                f"Every model of a family costs more than the one before it; {dear} takes "
-                f"{more:,} multiply-accumulates after {cheap}'s {less:,}. {advice}"
-            )
-    if min(macs) < 1:
-        raise InvalidArms(
-            f"A model of a family multiplies something; {models[0]} takes {macs[0]} "
-            "multiply-accumulates. Leave it out."
-        )
-    return tuple(count / macs[-1] for count in macs)
-
-
 def model_file(arm: int) -> str:
     """Name of the file that holds one model's weights."""
     return f"model-{arm}.safetensors"
@@ -376,18 +327,3 @@ def model_file(arm: int) -> str:
 def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
     """Every parameter and buffer of a model by name."""
     return {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()}
-
-
-def _spec_from_json(text: dict[str, Any]) -> FamilySpec:
-    if not len(text["models"]) == len(text["macs"]) > 0:
-        raise ValueError("models and macs")
-    return FamilySpec(
-        models=tuple(str(name) for name in text["models"]),
-        classes=tuple(str(name) for name in text["classes"]),
-        input_shape=tuple(int(size) for size in text["input_shape"]),
-        mean=tuple(float(value) for value in text["mean"]),
-        std=tuple(float(value) for value in text["std"]),
-        macs=tuple(int(count) for count in text["macs"]),
-        features=int(text["features"]),
-        provenance=dict(text["provenance"]),
-    )

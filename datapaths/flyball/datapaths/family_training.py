@@ -17,10 +17,11 @@ from torch import nn
 
 from flyball.datapaths.arms import default_arms
 from flyball.datapaths.errors import ForeignArtifact, InvalidArms, InvalidSetting
-from flyball.datapaths.family import FamilySpec, ModelFamily, arms_of, model_file, weights_of
+from flyball.datapaths.family import ModelFamily, model_file, weights_of
 from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.family_fitting import Examples, Pace, batches, fit_all, fit_last
 from flyball.datapaths.family_models import Measured, make_model, measure
+from flyball.datapaths.family_spec import FamilySpec, arms_of
 from flyball.datapaths.family_weights import check_models, fill, weights_digest, with_weights
 from flyball.datapaths.files import (
     fingerprint_of,

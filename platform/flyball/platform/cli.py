@@ -25,7 +25,7 @@ VERBS = {
     "models": "the registered governors and their aliases",
     "serve": "answer over HTTP with a registered governor",
     "demo": "let a registered governor answer some test images, one line each",
-    "analyse": "tables and pictures of finished jobs: gates, components, curves, classes, ...",
+    "analyse": "tables and pictures: gates, components, curves, per_class, controller, measured",
     "bench": "benchmarks, measured side by side",
 }
 ANALYSIS_VERBS = ("analyse", "bench")

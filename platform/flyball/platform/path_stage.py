@@ -24,7 +24,7 @@ from flyball.datapaths.networks import config_to_json, kind_of, make_network
 from flyball.datapaths.paths import DataPath, open_path
 from flyball.datapaths.phase1 import Phase1Config, train_phase1
 from flyball.datapaths.progress import Report, silent
-from flyball.datapaths.recalibrate import check_calibrated, recalibrate
+from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.splits import PATH_TRAIN
 from flyball.platform.training_images import (
     NormalisedBatches,

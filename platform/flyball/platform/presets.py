@@ -8,6 +8,7 @@ from flyball.controllers.networks import ControllerConfig
 from flyball.datapaths.c3d import small_c3d
 from flyball.datapaths.data import DataConfig
 from flyball.datapaths.errors import unknown_name
+from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.phase1 import Phase1Config
 from flyball.datapaths.vgg import small_vgg, vgg_d
 from flyball.envs.reward import RewardConfig
@@ -20,6 +21,7 @@ __all__ = [
     "digit_clips_context",
     "digits",
     "digits_paper",
+    "folder_family",
     "preset",
 ]
 
@@ -69,6 +71,23 @@ def cifar10_vgg() -> Job:
     )
 
 
+def folder_family() -> Job:
+    """Your own class folders on torchvision's ResNet-18, -34 and -50, one model an arm.
+
+    Set data.root to the images, and path.weights=imagenet for pretrained models; Phase 1 trains
+    the last layer of each.
+    """
+    return Job(
+        name="folder_family",
+        data=DataConfig(name="folder", image_size=64),
+        path=FamilyConfig(image_size=64),
+        phase1=Phase1Config(epochs=20),
+        reward=RewardConfig(account="net"),
+        controller=ControllerConfig(kind="context_head"),
+        learn=LearnConfig(updates=1000),
+    )
+
+
 def digit_clips() -> Job:
     """Moving, growing and turning digits on a narrow C3D-W with the paper's C3D controller.
 
@@ -102,6 +121,7 @@ def digit_clips_context() -> Job:
 PRESETS: dict[str, Callable[[], Job]] = {
     "digits": digits,
     "digits_paper": digits_paper,
+    "folder_family": folder_family,
     "cifar10_vgg": cifar10_vgg,
     "digit_clips": digit_clips,
     "digit_clips_context": digit_clips_context,

@@ -7,6 +7,8 @@ runs/
 |-- controllers/<fingerprint>/   controller (controller.pt2, controller.json, controller.onnx)
 |-- images/<fingerprint>.npy     images that other processes must open
 |-- jobs/<preset>-<fingerprint>/ evaluation.json, ladder.txt, ladder.png, job.json
+|-- gates/<fingerprint>/         comparison of ways of gating (comparison.json, networks, gates)
+|-- analyses/<name>-<fingerprint>/ table, picture and rows of an analysis
 |-- mlflow.db, mlartifacts/      MLflow's own
 ```
 """

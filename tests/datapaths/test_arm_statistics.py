@@ -17,7 +17,7 @@ from flyball.datapaths.graph import TorchvisionConfig, throttle
 from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.networks import make_network
 from flyball.datapaths.progress import Progress
-from flyball.datapaths.recalibrate import check_calibrated, recalibrate
+from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.vgg import VggConfig, small_vgg
 from flyball.kernels import Active
 
