@@ -115,7 +115,8 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
 
 def _parsed_tuple(name: str, text: str, hint: Any) -> tuple[Any, ...]:
     if get_args(hint)[0] is str:
-        return tuple(word.strip() for word in text.split(",") if word.strip())
+        words = [word.strip(" '\"") for word in text.strip("()[] ").split(",")]
+        return tuple(word for word in words if word)
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.arms import default_arms, validated_arms
 from flyball.datapaths.data import ImageSet
 from flyball.datapaths.family_config import FamilyConfig
@@ -24,7 +25,6 @@ from flyball.datapaths.networks import config_to_json, kind_of, make_network
 from flyball.datapaths.paths import DataPath, open_path
 from flyball.datapaths.phase1 import Phase1Config, train_phase1
 from flyball.datapaths.progress import Report, silent
-from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.splits import PATH_TRAIN
 from flyball.platform.training_images import (
     NormalisedBatches,
