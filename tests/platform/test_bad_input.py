@@ -77,7 +77,7 @@ def shell(
         ("reward.gamma2=-1", "gamma2"),
         ("reward.gamma2=nan", "gamma2"),
         ("data.root=/nowhere/images", "data.root"),
-        ("path.image_size=16", "The network takes images of shape (1, 16, 16)"),
+        ("path.image_size=16", "The network takes inputs of shape (1, 16, 16)"),
         ("path.components=7", "7 components do not divide 16 outputs"),
         ("storage.least_free_mb=1000000000", "needs 1000000000 MB of free space"),
         ("storage.root=/proc/sys/flyball", "cannot be written"),
@@ -127,7 +127,7 @@ def test_an_image_that_does_not_decode(shell: Shell) -> None:
 
 def test_images_of_another_size(shell: Shell) -> None:
     photos = _photos(shell.root / "photos", size=12)
-    said = "The network takes images of shape (1, 8, 8) (channels, height, width); those of folder"
+    said = "The network takes inputs of shape (1, 8, 8) (channels, height, width); those of folder"
     shell.refuses(said, "data.name=folder", f"data.root={photos}")
 
 

@@ -3,6 +3,7 @@
 What it trains is the configuration's business: a throttleable network, or a family of models.
 """
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -71,6 +72,10 @@ def path_fingerprint(
         return fingerprint_of("path", family_to_json(network), settings, images.fingerprint)
     calibrated = [list(arms)] if has_batch_norm(network) else []
     described = config_to_json(network)
+    weights = described.get("weights")
+    if weights and Path(weights).is_file():
+        with Path(weights).open("rb") as opened:
+            described["weights"] = hashlib.file_digest(opened, "sha256").hexdigest()
     return fingerprint_of("path", described, settings, images.fingerprint, *calibrated)
 
 
