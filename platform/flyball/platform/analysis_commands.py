@@ -1,4 +1,4 @@
-"""What the verbs that compare and measure do, `analyse` and `bench`; others are in `commands`."""
+"""What `analyse`, `bench` and `detect` do; the verbs of the main job are in `commands`."""
 
 import argparse
 import json
@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flyball.datapaths.errors import InvalidSetting
+from flyball.datapaths.errors import InvalidSetting, unknown_name
 from flyball.platform.overrides import with_overrides
 from flyball.platform.presets import preset
 from flyball.platform.progress_bars import ProgressBars
 
-__all__ = ["run_analyse", "run_bench"]
+__all__ = ["run_analyse", "run_bench", "run_detect"]
 
 
 def run_analyse(options: argparse.Namespace) -> int:
@@ -53,6 +53,37 @@ def run_bench(options: argparse.Namespace) -> int:
     with ProgressBars(is_quiet=options.json) as bars:
         lines, rows = _BENCHMARKS[options.benchmark](options, bars)
     _print(options, [asdict(row) for row in rows], lines)
+    return 0
+
+
+def run_detect(options: argparse.Namespace) -> int:
+    """The detection job: detector, atlas, mAP at every arm, controller and ladder."""
+    from flyball.platform.detection_job import DETECTION_PRESETS
+    from flyball.platform.detection_stages import run_detection
+
+    if options.preset not in DETECTION_PRESETS:
+        raise unknown_name("detection preset", options.preset, DETECTION_PRESETS)
+    job = with_overrides(DETECTION_PRESETS[options.preset](), options.settings)
+    with ProgressBars(is_quiet=options.json) as bars:
+        result = run_detection(job, report=bars, tell=None if options.json else _tell)
+    values = {
+        "rows": [asdict(row) for row in result.curve.rows],
+        "evaluation": result.evaluation.to_json(),
+        "folder": str(result.folder),
+        "forwards": result.forwards,
+        "reused": result.reused,
+        "seconds": result.seconds,
+    }
+    spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+    lines = [
+        "",
+        result.text(),
+        "",
+        f"Pictures       {result.folder / 'map.png'}, {result.folder / 'ladder.png'}",
+        "Reused         " + (", ".join(result.reused) or "nothing"),
+        f"Time           {spent} s",
+    ]
+    _print(options, values, lines)
     return 0
 
 

@@ -25,10 +25,11 @@ VERBS = {
     "models": "the registered governors and their aliases",
     "serve": "answer over HTTP with a registered governor",
     "demo": "let a registered governor answer some test images, one line each",
+    "detect": "train a throttleable detector and govern it: mAP of every arm, and the ladder",
     "analyse": "tables and pictures: gates, components, curves, per_class, controller, measured",
     "bench": "benchmarks, measured side by side",
 }
-ANALYSIS_VERBS = ("analyse", "bench")
+ANALYSIS_VERBS = ("analyse", "bench", "detect")
 JOB_VERBS = ("path", "outcomes", "train", "evaluate", "report", "models", "serve", "demo")
 
 
@@ -65,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print one JSON value for machines")
         if name in JOB_VERBS:
             verb.add_argument("preset", nargs="?", default="digits", help="default: digits")
-        if name in JOB_VERBS or name == "analyse":
+        if name == "detect":
+            verb.add_argument(
+                "preset", nargs="?", default="drawn_detection", help="default: drawn_detection"
+            )
+        if name in JOB_VERBS or name in ("analyse", "detect"):
             verb.add_argument(
                 "--set",
                 dest="settings",

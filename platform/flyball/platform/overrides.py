@@ -9,15 +9,16 @@ import dataclasses
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from flyball.datapaths.errors import InvalidSetting, unknown_name
-from flyball.platform.job import Job
 
 __all__ = ["field_names", "with_overrides"]
 
+AnyJob = TypeVar("AnyJob")
 
-def with_overrides(job: Job, settings: Sequence[str]) -> Job:
+
+def with_overrides(job: AnyJob, settings: Sequence[str]) -> AnyJob:
     """The job with some fields changed.
 
     Args:
@@ -42,11 +43,11 @@ def with_overrides(job: Job, settings: Sequence[str]) -> Job:
                 "field", name, known, advice="`flyball presets NAME` shows them with their values."
             )
         changes[name] = _parsed(name, value.strip(), known[name])
-    changed: Job = _rebuilt(job, changes)
+    changed: AnyJob = _rebuilt(job, changes)
     return changed
 
 
-def field_names(job: Job) -> dict[str, Any]:
+def field_names(job: Any) -> dict[str, Any]:
     """Every field that can be set, by dotted name, with its value."""
     values: dict[str, Any] = {}
     for name in _fields(job):
