@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.densenet import small_densenet
 from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.execution import Packed
@@ -17,7 +18,6 @@ from flyball.datapaths.graph import TorchvisionConfig, throttle
 from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.networks import make_network
 from flyball.datapaths.progress import Progress
-from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.vgg import VggConfig, small_vgg
 from flyball.kernels import Active
 
