@@ -29,7 +29,6 @@ from flyball.datapaths.errors import (
 )
 from flyball.datapaths.family import ModelFamily
 from flyball.datapaths.family_config import FamilyConfig
-from flyball.datapaths.family_fitting import batches
 from flyball.datapaths.family_models import check_name, make_model, measure
 from flyball.datapaths.family_spec import FamilySpec
 from flyball.datapaths.family_training import measure_family, train_family
@@ -38,6 +37,7 @@ from flyball.datapaths.files import read_tensors, write_tensors
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
 from flyball.datapaths.outcomes import build_atlas
 from flyball.datapaths.paths import open_path
+from flyball.datapaths.phase1 import batches
 from flyball.datapaths.progress import Progress
 from flyball.datapaths.schedules import Phase1Config
 from flyball.datapaths.splits import SPLITS

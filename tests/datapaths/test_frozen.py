@@ -50,6 +50,51 @@ def test_a_copy_of_a_used_path_answers_alike() -> None:
     assert torch.equal(copy.deepcopy(path)(images, 0.4).output, answer)
 
 
+def test_whatever_asks_for_the_same_components_runs_together() -> None:
+    path, images = frozen(), torch.rand(200, 1, 8, 8)
+    u = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    answer = path(images, u)
+    assert len(path._executions) <= 16  # no more than there are settings of 16 components
+    for row in (0, 57, 199):
+        assert torch.equal(answer.output[row], path(images[row : row + 1], float(u[row])).output[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 1.5, -0.1])
+def test_a_utilization_that_cannot_be_is_refused_before_anything_runs(bad: float) -> None:
+    path = frozen()
+    with pytest.raises(InvalidSetting, match=r"a number in \[0, 1\]"):
+        path(torch.rand(3, 1, 8, 8), torch.tensor([0.1, 0.5, bad]))
+    assert path.forwards == 0
+
+
+def test_single_precision_asks_for_what_double_does() -> None:
+    path = frozen(components=8, stages=((16,), (32,)), hidden=64)
+    images, u = torch.rand(1, 1, 8, 8), torch.tensor([0.1], dtype=torch.float32) * 3 * 1.25
+    assert path(images, u).macs.tolist() == [path.macs_at(0.375)]
+
+
+def test_a_refused_network_stays_trainable() -> None:
+    network = ThrottleableVgg(small_vgg(in_channels=1, image_size=8, norm="batch"))
+    spec = PathSpec(network.config, (0.5, 1.0), CLASSES, (0.3,), (0.4,))
+    with pytest.raises(InvalidSetting, match="never calibrated"):
+        FrozenDataPath(network, spec)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.3, 0.3), (0.4,)), ((0.3,), (0.0,))])
+def test_every_channel_has_a_mean_and_a_deviation(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    network = ThrottleableVgg(small_vgg(in_channels=1, image_size=8))
+    with pytest.raises(InvalidSetting, match="has a mean and a standard deviation above 0"):
+        FrozenDataPath(network, PathSpec(network.config, (), CLASSES, mean, std))
+
+
+def test_bytes_are_refused_as_inputs() -> None:
+    with pytest.raises(DataError, match="Divide bytes by 255"):
+        frozen()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 0.5)
+
+
 def test_a_mixed_batch_gives_every_sample_its_own_arm() -> None:
     path = frozen()
     images, u = torch.rand(30, 1, 8, 8), torch.tensor([0.1, 0.5, 1.0]).repeat(10)

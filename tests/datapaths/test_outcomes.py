@@ -209,6 +209,16 @@ def test_a_pickle_and_a_foreign_header_are_refused(
         OutcomeAtlas.open(tmp_path)
 
 
+def test_a_finished_atlas_of_other_settings_is_refused(
+    digits: ImageSet, path: FrozenDataPath, tmp_path: Path
+) -> None:
+    build_atlas(path, digits, tmp_path, SMALL)
+    with pytest.raises(ForeignArtifact, match="holds the atlas"):
+        build_atlas(path, digits, tmp_path, OutcomesConfig(cost_model="linear"))
+    with pytest.raises(ForeignArtifact, match="holds the atlas"):
+        build_atlas(path.with_arms((0.5, 1.0)), digits, tmp_path, SMALL)
+
+
 def test_a_data_path_that_gives_nan_stops_the_build(digits: ImageSet, tmp_path: Path) -> None:
     broken = frozen(seed=0)
     with torch.no_grad():

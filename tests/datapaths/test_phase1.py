@@ -1,8 +1,9 @@
 """Phase 1: every schedule teaches every arm, and an interrupted run ends with the same weights."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 from flyball.datapaths.errors import ForeignArtifact, InvalidSetting, NotFinite
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
 from flyball.datapaths.network import ThrottleableNetwork
-from flyball.datapaths.phase1 import Phase1Config, Phase1Result, train_phase1
+from flyball.datapaths.phase1 import Phase1Config, Phase1Result, batches, train_phase1
 from flyball.datapaths.progress import Progress
 from flyball.datapaths.schedules import incremental_utilization, learning_rate_at, plateaus
 from flyball.datapaths.tasks import judge
@@ -107,6 +108,29 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     trained(SHORT, folder=tmp_path)
     with pytest.raises(ForeignArtifact, match="checkpoint of another training"):
         trained(replace(SHORT, learning_rate=0.01), folder=tmp_path)
+
+
+def test_a_checkpoint_of_other_pixels_is_refused(tmp_path: Path) -> None:
+    images, labels = digit_images()
+    network = ThrottleableVgg(CONFIG)
+    config = replace(SHORT, epochs=2)
+    arguments: dict[str, Any] = {"mean": (0.3,), "std": (0.36,), "folder": tmp_path}
+    start = copy.deepcopy(network)
+    train_phase1(network, images[:200], labels[:200], config, **arguments)
+    with pytest.raises(ForeignArtifact, match="checkpoint of another training"):
+        train_phase1(start, 255 - images[:200], labels[:200], config, **arguments)
+
+
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    assert [len(part) for part in batches(np.arange(9), 4)] == [4, 5]
+    assert [len(part) for part in batches(np.arange(10), 4)] == [4, 4, 2]
+
+
+def test_batch_norm_of_independent_gates_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match=r"path\.norm=group"):
+        trained(
+            replace(SHORT, schedule="uniform"), replace(CONFIG, gating="independent", norm="batch")
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step() -> None:

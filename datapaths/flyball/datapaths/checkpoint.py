@@ -1,5 +1,6 @@
 """Phase 1's checkpoints: weights, optimiser and losses in safetensors; for its own resume only."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flyball.datapaths.atlas import hash_bytes
 from flyball.datapaths.errors import ForeignArtifact
 from flyball.datapaths.files import (
     fingerprint_of,
@@ -25,15 +27,28 @@ __all__ = ["plan_of", "resume_checkpoint", "save_checkpoint"]
 
 STATE_FILE = "phase1.safetensors"
 PLAN_FILE = "phase1.json"
+SAMPLED = 64
 
 
 def plan_of(
-    network: ThrottleableNetwork, config: Phase1Config, labels: NDArray[np.int64]
+    network: ThrottleableNetwork,
+    config: Phase1Config,
+    images: Any,
+    labels: NDArray[np.int64],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> dict[str, Any]:
-    """Names a training, so that no other one goes on from its checkpoint."""
+    """Names a training, so that no other one goes on from its checkpoint.
+
+    Of the images, some evenly spaced ones count; of the network, the weights it starts with.
+    """
     settings = {**asdict(config), "checkpoint_seconds": None}
-    digest = fingerprint_of(config_to_json(network.config), settings, np.asarray(labels).tolist())
-    return {"fingerprint": digest}
+    some = np.unique(np.linspace(0, len(labels) - 1, SAMPLED).astype(np.int64))
+    start = {name: t.detach().cpu().numpy() for name, t in network.state_dict().items()}
+    content = (hash_bytes(np.asarray(images[some])), hash_bytes(np.asarray(labels)))
+    scale = ([float(v) for v in mean], [float(v) for v in std])
+    described = config_to_json(network.config)
+    return {"fingerprint": fingerprint_of(described, settings, content, scale, hash_bytes(start))}
 
 
 def save_checkpoint(

@@ -203,8 +203,8 @@ class Masked:
         if layer.training:
             raise InvalidSetting(
                 "Batch norm takes its statistics over the batch, where masked channels of some "
-                "samples would count as zeros. Train sliced: --set phase1.schedule=sandwich or "
-                "incremental, or use group norm."
+                "samples would count as zeros. Train nested gates: --set path.gating=nested, "
+                "or use group norm: --set path.norm=group."
             )
         row = 0 if self.statistics is None else self.statistics
         mean, var = layer.running_mean[row], layer.running_var[row]

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from flyball.datapaths.errors import InvalidSetting, NotFinite
 from flyball.datapaths.family_models import head_of, penultimate, watch
-from flyball.datapaths.phase1 import augmented, make_optimizer
+from flyball.datapaths.phase1 import augmented, batches, make_optimizer
 from flyball.datapaths.progress import Progress, Report
 from flyball.datapaths.schedules import Phase1Config, learning_rate_at
 
-__all__ = ["Examples", "Pace", "batches", "fit_all", "fit_last"]
+__all__ = ["Examples", "Pace", "fit_all", "fit_last"]
 
 IN_MEMORY = 2 * 10**9
 """Features of more bytes lie in a file that is mapped."""
@@ -82,14 +82,6 @@ class Pace:
         """Counts a step and reports it."""
         self.done += 1
         self.report(Progress("phase1", self.done, self.total, note, {"loss": loss}))
-
-
-def batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Rows in batches; a last one of a single row joins the one before: batch norm needs two."""
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [np.concatenate(parts[-2:])]
-    return parts
 
 
 def fit_all(

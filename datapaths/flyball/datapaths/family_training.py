@@ -19,7 +19,7 @@ from flyball.datapaths.arms import default_arms
 from flyball.datapaths.errors import ForeignArtifact, InvalidArms, InvalidSetting
 from flyball.datapaths.family import ModelFamily, model_file, weights_of
 from flyball.datapaths.family_config import FamilyConfig
-from flyball.datapaths.family_fitting import Examples, Pace, batches, fit_all, fit_last
+from flyball.datapaths.family_fitting import Examples, Pace, fit_all, fit_last
 from flyball.datapaths.family_models import Measured, make_model, measure
 from flyball.datapaths.family_spec import FamilySpec, arms_of
 from flyball.datapaths.family_weights import check_models, fill, weights_digest, with_weights
@@ -30,6 +30,7 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
+from flyball.datapaths.phase1 import batches
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.schedules import Phase1Config
 

@@ -106,6 +106,9 @@ class FrozenDataPath(nn.Module):
                 f"Every logit has a class name: the network tells {network.classes} classes "
                 f"apart, {len(spec.classes)} are named. Name them all."
             )
+        _check_scale(spec, network.input_shape[0])
+        for u in self.spec.arms:
+            network.statistics_of(network.counts_at(u))
         # Training may leave another memory format, and other formats round differently.
         for parameter in network.parameters():
             parameter.data = parameter.data.contiguous()
@@ -117,8 +120,8 @@ class FrozenDataPath(nn.Module):
         self.arms = self.spec.arms
         self.classes = spec.classes
         self._layers = network.layer_costs()
-        self._macs: dict[tuple[float, CostModel], int] = {}
-        self._executions: dict[float, Packed] = {}
+        self._macs: dict[tuple[tuple[int, ...], CostModel], int] = {}
+        self._executions: dict[tuple[int, ...], Packed] = {}
         self._rows = rows_in_a_chunk(self.input_shape)
         self.arm_macs = tuple(self.macs_at(u) for u in self.arms)
         self.full_macs = self.macs_at(1.0)
@@ -126,8 +129,6 @@ class FrozenDataPath(nn.Module):
         self.forwards = 0
         described = {**self._described(), "arms": None}
         self.fingerprint = fingerprint_of(described, hash_bytes(self._weights()))
-        for u in self.arms:
-            network.statistics_of(network.counts_at(u))
         super().train(False)
 
     @property
@@ -160,10 +161,15 @@ class FrozenDataPath(nn.Module):
             )
         output = torch.zeros(len(images), len(self.classes), device=images.device)
         macs = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        for value in sorted(set(u.double().tolist())):
-            rows = torch.nonzero(u.double() == value).flatten()
-            output[rows] = self._run(images[rows], value, fixed_shape).logits
-            macs[rows] = self.macs_at(value)
+        # Once, at the input: whatever asks for the same components runs together.
+        groups: dict[tuple[int, ...], list[int]] = {}
+        values = u.double().tolist()
+        for row, value in enumerate(values):
+            groups.setdefault(self._counts(value), []).append(row)
+        for own in groups.values():
+            rows = torch.tensor(own, device=images.device)
+            output[rows] = self._run(images[rows], values[own[0]], fixed_shape).logits
+            macs[rows] = self.macs_at(values[own[0]])
         return Answer(output, macs)
 
     def context(self, images: Tensor, *, fixed_shape: bool = True) -> tuple[Tensor, Answer]:
@@ -196,10 +202,11 @@ class FrozenDataPath(nn.Module):
 
     def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
         """MACs of one sample at any u, executed or counted as in the paper."""
-        if (u, cost_model) not in self._macs:
+        key = (self._counts(u), cost_model)
+        if key not in self._macs:
             count = executed_macs if cost_model == "executed" else linear_macs
-            self._macs[u, cost_model] = count(self._layers, self._active(u))
-        return self._macs[u, cost_model]
+            self._macs[key] = count(self._layers, self._active(u))
+        return self._macs[key]
 
     def judge(self, output: Tensor, truth: Tensor) -> Judgement:
         """Whether an output is right; see `tasks.judge`."""
@@ -304,13 +311,17 @@ class FrozenDataPath(nn.Module):
 
     def _execution(self, u: float) -> Packed:
         """The network at u, its weights cut and packed once."""
-        if u not in self._executions:
-            statistics = self.network.statistics_of(self.network.counts_at(u))
-            self._executions[u] = Packed(self._active(u), statistics)
-        return self._executions[u]
+        counts = self._counts(u)
+        if counts not in self._executions:
+            statistics = self.network.statistics_of(counts)
+            self._executions[counts] = Packed(self._active(u), statistics)
+        return self._executions[counts]
+
+    def _counts(self, u: float) -> tuple[int, ...]:
+        return tuple(self.network.counts_at(checked_utilization(u)))
 
     def _active(self, u: float) -> list[Active]:
-        counts = self.network.counts_at(checked_utilization(u))
+        counts = self._counts(u)
         if self.network.gating == "nested":
             return list(counts)
         pairs = enumerate(zip(counts, self.network.components, strict=True))
@@ -336,6 +347,20 @@ class FrozenDataPath(nn.Module):
                 f"Resize with --set data.image_size={self.input_shape[-1]}, "
                 "or train a data path for this size."
             )
+        if not images.is_floating_point():
+            raise DataError(
+                f"Inputs are floating-point numbers in [0, 1]; {images.dtype} came. "
+                "Divide bytes by 255: images.float() / 255."
+            )
+
+
+def _check_scale(spec: PathSpec, channels: int) -> None:
+    """Refuses a mean or standard deviation that is not one for each channel."""
+    if len(spec.mean) != channels or len(spec.std) != channels or min(spec.std) <= 0:
+        raise InvalidSetting(
+            f"Every one of the {channels} input channels has a mean and a standard deviation above "
+            f"0; the means are {spec.mean}, the deviations {spec.std}. Give one for each channel."
+        )
 
 
 def rows_in_a_chunk(input_shape: Sequence[int]) -> int:

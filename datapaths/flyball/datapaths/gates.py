@@ -20,9 +20,9 @@ __all__ = [
     "served_components",
 ]
 
-# u arrives as a float such as 0.30000000000000004 = 3 x 0.1; a product this near to a whole
-# number is that number.
-_SLACK = 1e-9
+# u arrives as a float such as 0.30000000000000004 = 3 x 0.1, or in single precision; a product
+# this near to a whole number is that number.
+_SLACK = 1e-5
 
 
 def checked_utilization(u: float) -> float:

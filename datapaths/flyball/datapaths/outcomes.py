@@ -114,7 +114,13 @@ def build_atlas(
     folder = Path(folder)
     fingerprint = atlas_fingerprint(path, images, config)
     if (folder / HEADER_FILE).exists():
-        return OutcomeAtlas.open(folder, path_fingerprint=path.fingerprint)
+        found = OutcomeAtlas.open(folder, path_fingerprint=path.fingerprint)
+        if found.header.fingerprint != fingerprint:
+            raise ForeignArtifact(
+                f"{folder} holds the atlas {found.header.fingerprint}; these arms, images and "
+                f"settings make {fingerprint}. Delete the folder, or name another one."
+            )
+        return found
     if tuple(images.shape) != path.input_shape:
         raise DataError(
             f"The data path takes images of shape {path.input_shape}, {images.name} has "

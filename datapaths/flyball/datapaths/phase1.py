@@ -29,7 +29,14 @@ from flyball.datapaths.schedules import (
     learning_rate_at,
 )
 
-__all__ = ["Phase1Config", "Phase1Result", "augmented", "make_optimizer", "train_phase1"]
+__all__ = [
+    "Phase1Config",
+    "Phase1Result",
+    "augmented",
+    "batches",
+    "make_optimizer",
+    "train_phase1",
+]
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,10 @@ def train_phase1(
         layout = torch.channels_last_3d if is_clip else torch.channels_last
     network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
-    plan = plan_of(network, config, labels)
+    plan = plan_of(network, config, images, labels, mean, std)
     losses, forwards = resume_checkpoint(folder, plan, network, optimizer)
     before, resumed, saved = forwards, len(losses), time.monotonic()
-    steps = math.ceil(len(labels) / config.batch_size)
+    ahead = getattr(images, "prefetch", None)
     per_channel = (1, -1, *(1,) * (len(network.input_shape) - 1))
     scale = [
         torch.tensor(v, dtype=torch.float32, device=device).reshape(per_channel)
@@ -107,9 +114,11 @@ def train_phase1(
     for epoch in range(resumed, config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(labels), generator=generator).numpy()
-        total = 0.0
-        for step in range(steps):
-            rows = order[step * config.batch_size : (step + 1) * config.batch_size]
+        parts = batches(order, config.batch_size)
+        steps, total = len(parts), 0.0
+        for step, rows in enumerate(parts):
+            if ahead is not None and step + 1 < steps:
+                ahead(parts[step + 1])
             x = torch.from_numpy(np.asarray(images[rows])).to(device).float() / 255.0
             x = ((x - scale[0]) / scale[1]).to(memory_format=layout)
             x = augmented(x, generator) if config.augment else x
@@ -146,6 +155,14 @@ def train_phase1(
     network.to("cpu").eval()
     seconds = time.monotonic() - start
     return Phase1Result(network, tuple(losses), forwards - before, seconds, resumed)
+
+
+def batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Rows in batches; a last one of a single row joins the one before: batch norm needs two."""
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    return parts
 
 
 def _backward(

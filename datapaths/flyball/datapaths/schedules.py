@@ -158,10 +158,17 @@ def check_schedule(config: Phase1Config, network: Any) -> None:
         network: the network or its configuration.
 
     Raises:
-        InvalidSetting: the sandwich is asked of independent gates, which have no order to teach by.
+        InvalidSetting: the sandwich is asked of independent gates, which have no order to teach
+            by, or batch norm of independent gates.
     """
     if config.schedule == "sandwich" and getattr(network, "gating", "nested") != "nested":
         raise InvalidSetting(
             "The sandwich rule needs nested gates: it teaches each smaller network as a part of "
             "the full one. Train independent gates with --set phase1.schedule=uniform."
+        )
+    has_batch_norm = getattr(network, "norm", "") == "batch" or bool(getattr(network, "norms", ()))
+    if getattr(network, "gating", "nested") != "nested" and has_batch_norm:
+        raise InvalidSetting(
+            "Batch-norm statistics hold for one setting of the gates, and independent gates have "
+            "too many. Set --set path.norm=group, or --set path.gating=nested."
         )

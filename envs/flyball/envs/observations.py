@@ -3,6 +3,7 @@
 Axis letters: N samples, C channels, T frames, H, W, D context features, B batch.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard, cast, get_args
 
@@ -26,6 +27,8 @@ __all__ = [
 ObservationKind = Literal["context", "image"]
 Images: TypeAlias = NDArray[Any] | ImageSet | str | Path
 
+MOST_BYTES = 8 * 10**9  # of image observations, which are held in memory as float32
+
 
 def observations(
     atlas: OutcomeAtlas, images: Images | None, kind: ObservationKind
@@ -43,7 +46,8 @@ def observations(
 
     Raises:
         UnknownName: there is no such kind of observation.
-        InvalidSetting: the atlas has no context, or image observations come without images.
+        InvalidSetting: the atlas has no context, image observations come without images, or those
+            of all rows take more than 8 GB.
         DataError: the images have too few rows, another layout or another type.
         NotFinite: a context value is NaN or infinite; names the row.
     """
@@ -54,6 +58,7 @@ def observations(
         raise missing_images("Image observations")
     array = open_images(images)
     check_samples(array, atlas.sample)
+    _check_size(len(atlas.sample), array.shape[1:])
     return as_unit_range(image_rows(array, atlas.sample))
 
 
@@ -157,6 +162,17 @@ def missing_images(what: str) -> InvalidSetting:
         f"{what} need the images that the samples name, and none came. Give images=: the image "
         "set, its array, or the .npy file it is mapped from."
     )
+
+
+def _check_size(rows: int, sample: tuple[int, ...]) -> None:
+    count = 4 * rows * math.prod(int(size) for size in sample)
+    if count > MOST_BYTES:
+        raise InvalidSetting(
+            f"Image observations are held in memory and take at most {MOST_BYTES / 1e9:g} GB; "
+            f"{rows} of shape {tuple(sample)} take {count / 1e9:,.1f} GB as float32. Let the "
+            "controller look at contexts, --set controller.kind=context_head, or take fewer "
+            "images with --set data.limit=COUNT."
+        )
 
 
 def _map_file(file: Path) -> NDArray[Any]:

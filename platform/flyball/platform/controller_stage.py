@@ -1,5 +1,6 @@
 """The third stage of a job: from the atlas to a trained, calibrated, exported controller."""
 
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from flyball.controllers.learn import BanditTable, Learned, learn_plain
 from flyball.controllers.networks import ControllerConfig, build_network, network_macs
 from flyball.controllers.protocol import NetworkController, ObservationKind
 from flyball.datapaths.atlas import OutcomeAtlas
+from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.files import fingerprint_of, read_json, write_atomically, write_json
 from flyball.datapaths.paths import DataPath
 from flyball.datapaths.progress import Report, silent
@@ -29,6 +31,8 @@ __all__ = ["ControllerStage", "controller_fingerprint", "observation_of", "train
 
 CURVE_FILE = "curve.json"
 CHECKPOINT_FOLDER = "checkpoint"
+MOST_IMAGE_BYTES = 20 * 10**9  # of the file that environments map images from
+_ROWS = 1024  # images written to it at a time
 
 
 @dataclass(frozen=True)
@@ -159,14 +163,29 @@ def _learn_with_ray(
 
 
 def _images_file(ready: Prepared) -> Path:
-    """A file of the images that other processes can map."""
+    """A file of the images that other processes can map; written by parts where there is none.
+
+    Raises:
+        InvalidSetting: decoded, the images take more than 20 GB.
+    """
     images = ready.images
     if images.images_file is not None:
         return images.images_file.resolve()
     file = ready.runs.images(images.fingerprint)
     if not file.exists():
+        count = len(images) * math.prod(images.shape)
+        if count > MOST_IMAGE_BYTES:
+            raise InvalidSetting(
+                f"Images are decoded into one file of at most {MOST_IMAGE_BYTES / 1e9:g} GB for "
+                f"the environments; these take {count / 1e9:,.1f} GB. Let the controller look at "
+                "contexts, --set controller.kind=context_head, or take fewer images with "
+                "--set data.limit=COUNT."
+            )
         with write_atomically(file) as partial, partial.open("wb") as opened:
-            np.save(opened, np.asarray(images.images))
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), *images.shape)}
+            np.lib.format.write_array_header_1_0(opened, header)
+            for start in range(0, len(images), _ROWS):
+                opened.write(np.ascontiguousarray(images.images[start : start + _ROWS]).data)
     return file.resolve()
 
 

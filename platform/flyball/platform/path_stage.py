@@ -17,14 +17,13 @@ from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.arms import default_arms, validated_arms
 from flyball.datapaths.data import ImageSet
 from flyball.datapaths.family_config import FamilyConfig
-from flyball.datapaths.family_fitting import batches
 from flyball.datapaths.family_training import family_to_json, train_family
 from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.frozen import SPEC_FILE, FrozenDataPath, PathSpec
 from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.networks import config_to_json, kind_of, make_network
 from flyball.datapaths.paths import DataPath, open_path
-from flyball.datapaths.phase1 import Phase1Config, train_phase1
+from flyball.datapaths.phase1 import Phase1Config, batches, train_phase1
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import PATH_TRAIN
 from flyball.platform.training_images import (

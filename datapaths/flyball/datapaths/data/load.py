@@ -50,6 +50,9 @@ def load_images(
     streamed. "folder" and "cifar10" are found in the cache by content, the others by names, sizes
     and dates; unchanged files are not even looked through again. Rows run by part, class and name.
 
+    The fingerprint of a set that is streamed knows its pixels by names, sizes and dates of the
+    files alone: a copy with new dates, or the same files packed otherwise, is a new set.
+
     Args:
         config: what to load.
         check_shape: called with the shape of one sample, (C, H, W) or (C, T, H, W), before
@@ -108,7 +111,7 @@ def _from_files(
         StreamedPixels(listing.reader, listing.shape, config.workers),
         listing.parts,
         listing.classes,
-        pixels_digest=fingerprint_of("streamed", listing.token),
+        pixels_digest=fingerprint_of("streamed", listing.token, listing.state),
         skipped=listing.skipped,
     )
 

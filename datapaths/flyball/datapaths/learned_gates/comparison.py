@@ -1,20 +1,21 @@
 """Ways of gating side by side on one data set: the experiment behind TNN Figs. 3 and 4.
 
 Static nested gates, static independent ones, and gates learned on that same independent data path.
-Every method that is done is written at once, so a run that was killed goes on after it.
+The plan is written before anything is trained and every method as soon as it is done, so a run
+that was killed goes on after it, and no other one does.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flyball.datapaths.errors import DataError
+from flyball.datapaths.errors import DataError, ForeignArtifact, InvalidSetting
 from flyball.datapaths.files import fingerprint_of, read_tensors, write_tensors
 from flyball.datapaths.learned_gates.comparison_config import ComparisonConfig
 from flyball.datapaths.learned_gates.comparison_result import (
@@ -26,6 +27,7 @@ from flyball.datapaths.learned_gates.comparison_result import (
     write_comparison,
 )
 from flyball.datapaths.learned_gates.curves import fixed_curve, gate_curve
+from flyball.datapaths.learned_gates.progress_state import pixel_digest
 from flyball.datapaths.learned_gates.training import train_gates
 from flyball.datapaths.network import Gating, ThrottleableNetwork
 from flyball.datapaths.phase1 import train_phase1
@@ -68,14 +70,23 @@ def compare_gates(
 
     Raises:
         DataError: images and labels differ in number, or there are none.
-        ForeignArtifact: the folder holds another comparison.
+        InvalidSetting: the network has batch norms.
+        ForeignArtifact: the folder holds another comparison, or networks of an unknown one.
         NotFinite: a loss is NaN or infinite.
     """
     train, test = _subset(train, config.train_images, 0), _subset(test, config.test_images, 1)
     shop = _Workshop(make, train, config, folder, device, report)
+    if shop.blank("nested").norms:
+        raise InvalidSetting(
+            "Gates are compared in settings that no statistics of a batch norm were calibrated "
+            "for. Use a network with group norm: --set path.norm=group."
+        )
     plan = shop.plan(test)
     done = resume_comparison(folder, plan)
     chance = float(np.bincount(test.labels).max() / len(test.labels))
+    if not (folder / RESULT_FILE).exists():
+        shop.refuse_strangers()
+        write_comparison(folder, plan, asdict(config), chance, done)
     results: list[MethodResult] = []
     with _threads(config.threads):
         for method in config.methods:
@@ -111,7 +122,26 @@ class _Workshop:
             settings[part]["checkpoint_seconds"] = None
         described = [repr(self.blank("nested").config), list(self.train.images.shape[1:])]
         labels = [self.train.labels.tolist(), test.labels.tolist()]
-        return fingerprint_of(described, settings, labels)
+        pixels = [pixel_digest(self.train.images), pixel_digest(test.images), self.scale]
+        return fingerprint_of(described, settings, labels, pixels)
+
+    def refuse_strangers(self) -> None:
+        """Refuses data paths that lie in a folder without a plan: nobody knows of which run.
+
+        Raises:
+            ForeignArtifact: there is one.
+        """
+        for gating in get_args(Gating):
+            file = self.file_of(gating)
+            if file.exists():
+                raise ForeignArtifact(
+                    f"{file} is a data path of an unknown comparison: there is no {RESULT_FILE} "
+                    f"in {self.folder}. Delete that folder, or name another."
+                )
+
+    def file_of(self, gating: Gating) -> Path:
+        """Where a trained data path lies."""
+        return self.folder / f"phase1_{gating}" / WEIGHTS_FILE
 
     def blank(self, gating: Gating) -> ThrottleableNetwork:
         """A network with the weights that the seed gives."""
@@ -121,8 +151,7 @@ class _Workshop:
 
     def path(self, gating: Gating, method: str) -> tuple[ThrottleableNetwork, float, list[float]]:
         """The data path after Phase 1, the seconds that took, and its losses."""
-        network, folder = self.blank(gating), self.folder / f"phase1_{gating}"
-        file = folder / WEIGHTS_FILE
+        network, file = self.blank(gating), self.file_of(gating)
         if file.exists():
             weights = read_tensors(file)
             losses, seconds = weights.pop("losses").tolist(), float(weights.pop("seconds")[0])
@@ -133,7 +162,7 @@ class _Workshop:
             *self.train,
             self.config.phase1,
             **self.scale,
-            folder=folder,
+            folder=file.parent,
             device=self.device,
             report=self.named(method),
         )

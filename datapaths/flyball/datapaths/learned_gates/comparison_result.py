@@ -113,8 +113,8 @@ def resume_comparison(folder: Path, plan: str) -> dict[str, MethodResult]:
     text, results = _read(folder / RESULT_FILE)
     if text["plan"] != plan:
         raise ForeignArtifact(
-            f"{folder} holds another comparison: network, images or settings differ. "
-            "Name another folder, or repeat what it was started with."
+            f"{folder} holds another comparison: network, images or settings differ. Name another "
+            "folder, repeat what it was started with, or delete it to start anew."
         )
     return results
 
@@ -150,7 +150,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, MethodResult]]:
         return {"plan": text["plan"], "chance": float(text["chance"])}, results
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptArtifact(
-            f"{file} is not a comparison of format {FORMAT} ({error}). Delete it and run again."
+            f"{file} is not a comparison of format {FORMAT} ({error}). Delete its folder, for nothing "
+            "else tells what the networks there were trained with, and run again."
         ) from error
 
 

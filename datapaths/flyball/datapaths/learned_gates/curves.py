@@ -120,10 +120,16 @@ def fixed_curve(
 
     Raises:
         DataError: there are no images, or not one label for each.
-        InvalidSetting: a utilization is outside [0, 1], or `draws` is below 1.
+        InvalidSetting: a utilization is outside [0, 1], `draws` is below 1, or independent gates
+            meet batch norms, or nested ones a batch norm not calibrated for them.
     """
     if draws < 1:
         raise InvalidSetting(f"A mean over random gates takes at least 1 draw; draws is {draws}.")
+    if network.norms and network.gating != "nested":
+        raise InvalidSetting(
+            "Gates drawn at random switch components on in settings that no statistics of a batch "
+            "norm were calibrated for. Use a network with group norm: --set path.norm=group."
+        )
     meter = _Meter(network, utilizations, 0)
     generator = torch.Generator().manual_seed(seed)
 

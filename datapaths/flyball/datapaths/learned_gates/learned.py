@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flyball.datapaths.atlas import hash_bytes
 from flyball.datapaths.cost import measured_macs
 from flyball.datapaths.errors import CorruptArtifact, ForeignArtifact, InvalidSetting
 from flyball.datapaths.files import read_json, read_tensors, write_json, write_tensors
@@ -28,7 +29,7 @@ __all__ = ["GateSpec", "LearnedGate"]
 
 WEIGHTS_FILE = "gate.safetensors"
 SPEC_FILE = "gate.json"
-FORMAT = 1
+FORMAT = 2  # 1 had no digest of the weights
 
 
 @dataclass(frozen=True)
@@ -131,21 +132,23 @@ class LearnedGate:
             )
 
     def save(self, folder: Path | str) -> None:
-        """Writes weights and specification.
+        """Writes weights, and the specification with their digest.
 
         Raises:
             StorageError: the folder cannot be written.
         """
         weights = {k: v.detach().cpu().numpy() for k, v in self.network.state_dict().items()}
         write_tensors(Path(folder) / WEIGHTS_FILE, weights)
-        write_json(Path(folder) / SPEC_FILE, {"format": FORMAT, **asdict(self.spec)})
+        text = {"format": FORMAT, "weights": hash_bytes(weights), **asdict(self.spec)}
+        write_json(Path(folder) / SPEC_FILE, text)
 
     @classmethod
     def load(cls, folder: Path | str) -> "LearnedGate":
         """Reads what `save` wrote.
 
         Raises:
-            CorruptArtifact: a file is missing, truncated or altered.
+            CorruptArtifact: a file is missing or truncated, or the weights are not those that the
+                specification was saved with.
             PickleRefused: a file is a pickle.
             ShapeMismatch: the weights are those of another gate network.
         """
@@ -154,13 +157,18 @@ class LearnedGate:
         try:
             if text["format"] != FORMAT:
                 raise KeyError("format")
-            spec = _spec_from_json(text)
+            spec, digest = _spec_from_json(text), str(text["weights"])
         except (KeyError, TypeError, AttributeError, InvalidSetting) as error:
             raise CorruptArtifact(
                 f"{folder / SPEC_FILE} is not the specification of a learned gate of format "
                 f"{FORMAT} ({error}). Delete the folder and train the gate again."
             ) from error
         weights: dict[str, np.ndarray] = read_tensors(folder / WEIGHTS_FILE)
+        if hash_bytes(weights) != digest:
+            raise CorruptArtifact(
+                f"{folder / WEIGHTS_FILE} does not hold the weights that {SPEC_FILE} was saved "
+                "with: one of the two was altered. Delete the folder and train the gate again."
+            )
         network = make_gate_network(spec.shape, seed=0)
         load_weights(network, weights, where=str(folder / WEIGHTS_FILE))
         return cls(network, spec)

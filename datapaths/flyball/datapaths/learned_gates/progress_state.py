@@ -1,5 +1,6 @@
 """How far a training of gates is, and its checkpoint in safetensors; for its own resume only."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from flyball.datapaths.atlas import hash_bytes
 from flyball.datapaths.errors import ForeignArtifact
 from flyball.datapaths.files import (
     fingerprint_of,
@@ -21,10 +23,11 @@ from flyball.datapaths.learned_gates.config import GateConfig
 from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.weights import load_weights
 
-__all__ = ["GateState", "plan_of", "resume_state", "save_state"]
+__all__ = ["GateState", "pixel_digest", "plan_of", "resume_state", "save_state"]
 
 STATE_FILE = "gates.safetensors"
 PLAN_FILE = "gates.json"
+_DIGESTED_ROWS = 64
 
 
 @dataclass
@@ -57,11 +60,43 @@ class GateState:
         return named
 
 
-def plan_of(path: str, config: GateConfig, labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Names a training, so that no other one goes on from its checkpoint."""
+def plan_of(
+    path: str,
+    config: GateConfig,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> dict[str, Any]:
+    """Names a training, so that no other one goes on from its checkpoint.
+
+    Args:
+        path: fingerprint of the data path.
+        config: of the training; how often it writes checkpoints does not enter.
+        images: uint8 (M, *input_shape), at least one; `pixel_digest` stands for them.
+        labels: int64 (M,).
+        mean, std: of the channels.
+    """
     settings = {**asdict(config), "checkpoint_seconds": None}
-    digest = fingerprint_of(path, settings, np.asarray(labels).tolist())
+    scale = [[float(v) for v in values] for values in (mean, std)]
+    digest = fingerprint_of(
+        path, settings, np.asarray(labels).tolist(), pixel_digest(images), scale
+    )
     return {"fingerprint": digest, "path": path}
+
+
+def pixel_digest(images: NDArray[np.uint8]) -> str:
+    """Digest of the shape and of 64 evenly spaced images, or of all where there are fewer.
+
+    Few enough to be decoded at once where images are streamed; an exchange of single images
+    between them goes unseen.
+
+    Args:
+        images: (M, *input_shape), M at least 1, an array or anything that gives rows of one.
+    """
+    rows = np.unique(np.linspace(0, len(images) - 1, _DIGESTED_ROWS).astype(np.int64))
+    return fingerprint_of([int(size) for size in images.shape], hash_bytes(images[rows]))
 
 
 def save_state(

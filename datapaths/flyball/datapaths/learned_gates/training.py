@@ -106,7 +106,7 @@ def train_gates(
         network.to(memory_format=torch.contiguous_format)
     gate_network = make_gate_network(shape, config.seed).to(device)
     state = GateState(gate_network, network if config.joint else None)
-    plan = plan_of(path_fingerprint(network), config, labels)
+    plan = plan_of(path_fingerprint(network), config, images, labels, mean=mean, std=std)
     optimizer = _optimizer(state, config)
     resumed = resume_state(folder, plan, state, optimizer)
     trainer = GateObjective(network, gate_network, config, least, device)
