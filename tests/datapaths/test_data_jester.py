@@ -1,6 +1,7 @@
 """20BN-Jester's folders of frames and lists of labels, and every way they can be broken."""
 
 import io
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -139,6 +140,15 @@ def test_fingerprints_know_content_and_no_path(tmp_path: Path) -> None:
     (root / "20bn-jester-v1" / "5" / "00004.jpg").write_bytes(jpeg(7, width=40))
     for access, fingerprint in kept.items():
         assert load(root, access=access).fingerprint != fingerprint
+
+
+def test_a_streamed_fingerprint_knows_changes_that_keep_the_size(tmp_path: Path) -> None:
+    root = write_jester(tmp_path / "data")
+    before = load(root, access="stream")
+    file = root / "20bn-jester-v1" / "5" / "00004.jpg"
+    file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
+    os.utime(file, (1, 1))
+    assert load(root, access="stream").fingerprint != before.fingerprint
 
 
 def test_an_unchanged_source_is_not_decoded_again(tmp_path: Path) -> None:

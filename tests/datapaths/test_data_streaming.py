@@ -111,8 +111,10 @@ def test_archives_are_read_where_they_lie(
     images = stream(archive, workers=2)
     np.testing.assert_array_equal(images[:], cached)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(images))[5], cached[5])
-    folder = load(root, access="stream")
-    assert load(archive, access="stream").fingerprint == folder.fingerprint
+    streamed = load(archive, access="stream")
+    assert load(archive, access="stream").fingerprint == streamed.fingerprint
+    renamed = archive.rename(archive.with_stem("renamed"))
+    assert load(renamed, access="stream").fingerprint == streamed.fingerprint
 
 
 def test_sizes_and_limits_hold(root: Path) -> None:
@@ -230,15 +232,34 @@ def test_many_threads_may_ask_at_once(root: Path, cached: NDArray[np.uint8]) -> 
     assert wrong == []
 
 
-def test_the_fingerprint_knows_names_sizes_and_headers_but_no_path(root: Path) -> None:
+def test_the_fingerprint_knows_names_sizes_and_dates_but_no_path(root: Path) -> None:
     before = load(root, access="stream").fingerprint
     moved = Path(shutil.copytree(root, root.parent / "moved"))
-    os.utime(moved / "train" / "cat" / "0.png", (1, 1))
     assert load(moved, access="stream").fingerprint == before
+    dated = Path(shutil.copytree(root, root.parent / "dated"))
+    os.utime(dated / "train" / "cat" / "0.png", (1, 1))
+    assert load(dated, access="stream").fingerprint != before
     assert load(root, access="stream", image_size=4).fingerprint != before
     assert load(root, access="stream", seed=1).fingerprint != before
     (moved / "test" / "dog" / "3.png").rename(moved / "test" / "dog" / "33.png")
     assert load(moved, access="stream").fingerprint != before
+
+
+@pytest.mark.parametrize("packing", ["folder", "zip"])
+def test_changed_files_of_equal_size_are_another_streamed_set(packing: str, root: Path) -> None:
+    # without compression, any picture of one shape takes equally many bytes
+    file = root / "train" / "cat" / "0.png"
+    found, sizes = [], set()
+    for shade in range(2):
+        Image.fromarray(np.full((5, 6, 3), shade, np.uint8)).save(file, compress_level=0)
+        sizes.add(file.stat().st_size)
+        source, changed = root, file
+        if packing == "zip":
+            changed = source = Path(shutil.make_archive(str(root.parent / "packed"), "zip", root))
+        os.utime(changed, (shade, shade))
+        found.append(load(source, access="stream"))
+    assert len(sizes) == 1
+    assert found[0].fingerprint != found[1].fingerprint
 
 
 def test_a_sample_that_breaks_while_streaming_is_named(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,6 +216,43 @@ def test_every_image_may_have_its_own_utilization(path: DetectorPath, images: to
         alone = path(images[row : row + 1], u)
         assert torch.equal(mixed.output[row], alone.output[0])
         assert mixed.macs[row] == alone.macs[0]
+
+
+def test_utilizations_that_serve_alike_run_together(
+    path: DetectorPath, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = path.with_arms(ARMS)
+    batches: list[int] = []
+    detect = own.detector.detect
+
+    def counted(x: torch.Tensor, gates: HalfGates) -> object:
+        batches.append(len(x))
+        return detect(x, gates)
+
+    monkeypatch.setattr(own.detector, "detect", counted)
+    many = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    settings = {own.detector.counts_at(u) for u in many.tolist()}
+    answer = own(images[torch.arange(64) % 6], many, fixed_shape=False)
+    assert len(batches) == len(settings) < 64
+    assert sum(batches) == 64
+    assert answer.macs.tolist() == [own.macs_at(u) for u in many.tolist()]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1.1, -0.1])
+def test_a_wrong_utilization_is_found_before_any_image_runs(
+    path: DetectorPath, images: torch.Tensor, wrong: float
+) -> None:
+    before = path.forwards
+    with pytest.raises(InvalidSetting, match="a number in"):
+        path(images, torch.tensor([0.25, 0.5, 1.0, 0.25, 0.5, wrong]))
+    assert path.forwards == before
+
+
+def test_a_detector_in_use_can_be_copied(path: DetectorPath, images: torch.Tensor) -> None:
+    answer = path(images, 0.5).output
+    for copied in (copy.deepcopy(path), pickle.loads(pickle.dumps(path))):
+        assert torch.equal(copied(images, 0.5).output, answer)
+    copy.deepcopy(path.detector)
 
 
 def test_the_context_is_what_the_lowest_arm_saw(path: DetectorPath, images: torch.Tensor) -> None:

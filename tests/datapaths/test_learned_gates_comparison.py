@@ -114,6 +114,53 @@ def test_another_comparison_is_refused(whole: tuple[Comparison, Path]) -> None:
         compared(whole[1], other)
 
 
+def test_a_comparison_that_was_killed_in_its_first_method_takes_no_other_settings(
+    tmp_path: Path,
+) -> None:
+    def kill(progress: Progress) -> None:
+        if progress.stage == "gates":
+            raise KeyboardInterrupt
+
+    learned = replace(CONFIG, methods=("concrete",))
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path, learned, report=kill)
+    assert (tmp_path / "phase1_independent" / "path.safetensors").exists()
+    other = replace(learned, phase1=replace(CONFIG.phase1, epochs=1))
+    with pytest.raises(ForeignArtifact, match="another comparison"):
+        compared(tmp_path, other)
+    (tmp_path / "comparison.json").unlink()
+    with pytest.raises(ForeignArtifact, match="a data path of an unknown comparison"):
+        compared(tmp_path, other)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_other_pixels_are_another_comparison(
+    part: str, whole: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    given = dict(zip(("train", "test"), digits(), strict=True))
+    given[part] = given[part]._replace(images=255 - given[part].images)
+    with pytest.raises(ForeignArtifact, match="another comparison"):
+        compare_gates(make, given["train"], given["test"], CONFIG, folder=whole[1])
+
+
+def test_batch_norms_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    def make_with_batch_norm(gating: Gating) -> ThrottleableNetwork:
+        return ThrottleableVgg(replace(make(gating).config, norm="batch"))
+
+    for methods in (METHODS, ("nested",), ("independent",)):
+        heard: list[Progress] = []
+        with pytest.raises(InvalidSetting, match=r"path\.norm=group"):
+            compare_gates(
+                make_with_batch_norm,
+                *digits(),
+                replace(CONFIG, methods=methods),
+                folder=tmp_path,
+                report=heard.append,
+            )
+        assert heard == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_methods_can_be_added_to_a_comparison(
     whole: tuple[Comparison, Path], tmp_path: Path
 ) -> None:

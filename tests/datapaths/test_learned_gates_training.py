@@ -19,6 +19,7 @@ from flyball.datapaths.errors import (
     InvalidSetting,
     NotFinite,
 )
+from flyball.datapaths.files import read_tensors, write_tensors
 from flyball.datapaths.learned_gates import (
     GateConfig,
     GateResult,
@@ -176,6 +177,19 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         trained(replace(config, complexity_weight=1.0), Toy(ToyConfig()), folder=tmp_path)
 
 
+@pytest.mark.parametrize("change", ["pixels", "mean", "std"])
+def test_a_checkpoint_of_other_images_or_another_scale_is_refused(
+    change: str, tmp_path: Path
+) -> None:
+    config = replace(QUICK, epochs=2)
+    images, labels = toy_images()
+    trained(config, Toy(ToyConfig()), folder=tmp_path)
+    scale = SCALE if change == "pixels" else {**SCALE, change: (0.5,)}
+    pixels = 255 - images if change == "pixels" else images
+    with pytest.raises(ForeignArtifact, match="another training of gates"):
+        train_gates(Toy(ToyConfig()), pixels, labels, config, **scale, folder=tmp_path)
+
+
 def test_passes_through_the_data_path_are_counted() -> None:
     config = replace(QUICK, epochs=2)
     assert trained(config, Toy(ToyConfig())).forwards == 640 * 2 * 2
@@ -207,6 +221,14 @@ def test_an_altered_gate_file_is_refused(tmp_path: Path) -> None:
         LearnedGate.load(tmp_path)
     (tmp_path / "gate.json").write_text('{"format": 1}')
     with pytest.raises(CorruptArtifact, match="not the specification of a learned gate"):
+        LearnedGate.load(tmp_path)
+
+
+def test_a_gate_with_other_weights_than_it_was_saved_with_is_refused(tmp_path: Path) -> None:
+    trained(replace(QUICK, epochs=1), Toy(ToyConfig())).gate.save(tmp_path)
+    file = tmp_path / "gate.safetensors"
+    write_tensors(file, {name: -value for name, value in read_tensors(file).items()})
+    with pytest.raises(CorruptArtifact, match="one of the two was altered"):
         LearnedGate.load(tmp_path)
 
 
@@ -322,6 +344,16 @@ def test_a_fixed_curve_spends_what_the_arms_spend() -> None:
         assert curve.modules == ("convs.0", "hidden")
         assert curve.module_use == ((0.25, 0.5, 1.0), (0.25, 0.5, 1.0))
         assert curve.samples == 10
+
+
+def test_random_gates_have_no_statistics_of_a_batch_norm() -> None:
+    images, labels = np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, np.int64)
+    scale: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    config = replace(vgg("independent").config, norm="batch")
+    with pytest.raises(InvalidSetting, match=r"Gates drawn at random .*path\.norm=group"):
+        fixed_curve(ThrottleableVgg(config), images, labels, (1.0,), **scale)
+    nested = ThrottleableVgg(replace(config, gating="nested"))
+    assert fixed_curve(nested, images, labels, (1.0,), **scale).samples == 4
 
 
 def test_a_curve_of_the_vgg_agrees_with_its_sliced_execution() -> None:

@@ -253,6 +253,46 @@ def test_attention_over_pixels_stays_dense() -> None:
         torch.testing.assert_close(network.sliced(x, network.components).logits, model(x))
 
 
+def attend(m: Any, x: Tensor) -> Any:
+    """Pixels attend to each other in two matrix products, both of what is dense already."""
+    x = m.stem(x)
+    pixels = x.flatten(2)
+    weights = torch.softmax(pixels.transpose(1, 2) @ pixels, dim=2)
+    return m.head(m.last((pixels @ weights).reshape(x.shape)))
+
+
+def convolve_by_hand(m: Any, x: Tensor) -> Any:
+    """Behind a layer that no rule knows, by a product of weights."""
+    return m.head(m.last(F.conv2d(m.strange(m.stem(x)), m.one.weight @ m.two.weight, padding=1)))
+
+
+@pytest.mark.parametrize(
+    ("forward", "layers", "macs"),
+    [
+        (attend, {}, 2 * 8 * 64 * 64),
+        (
+            convolve_by_hand,
+            {
+                "strange": nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+                "one": nn.Conv2d(8, 8, 3),
+                "two": nn.Conv2d(8, 8, 3),
+            },
+            2 * 64 * 8 * 8 * 9 + 8 * 8 * 27,
+        ),
+    ],
+)
+def test_what_multiplies_among_dense_channels_is_counted(
+    forward: Any, layers: dict[str, nn.Module], macs: int
+) -> None:
+    model = Written(forward, stem=conv(3, 8), last=conv(8, 16), head=conv(16, 2), **layers)
+    # `converted` compares the cost with what runs
+    network, report = converted(model)
+    own = 64 * 9 * (3 * 8 + 8 * 16 + 16 * 2)
+    assert executed_macs(network.layer_costs(), network.components) == own + macs
+    # only what dense channels enter first, and layers of weights, are listed
+    assert len(report.as_they_are) <= 2
+
+
 def test_a_layer_with_branches_in_it_is_run_whole_where_its_shape_is_known() -> None:
     class Counts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

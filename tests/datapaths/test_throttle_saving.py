@@ -228,3 +228,45 @@ def test_an_own_model_is_made_again_once_it_is_registered() -> None:
     network = make_network(config_from_json(config_to_json(config)))
     assert network.components == (4,)
     assert network.classes == 3
+
+
+def test_another_model_does_not_take_over_a_registered_name() -> None:
+    def first() -> nn.Module:
+        return nn.Identity()
+
+    register_model("taken_in_this_test", first)
+    register_model("taken_in_this_test", first)
+    with pytest.raises(InvalidSetting, match=r"'taken_in_this_test' is registered for .*first"):
+        register_model("taken_in_this_test", nn.Identity)
+
+
+class Touches:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+def test_what_torch_fetched_before_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    url = torchvision.models.get_model_weights("resnet18")["DEFAULT"].url
+    kept = tmp_path / "hub" / "checkpoints" / Path(url).name
+    kept.parent.mkdir(parents=True)
+    torch.save({"fc.weight": Touches(tmp_path / "it_ran")}, kept)
+    with pytest.raises(PickleRefused, match="Delete it from hub/checkpoints"):
+        pretrained(small(weights="DEFAULT"))
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_a_gating_that_does_not_exist_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3))
+    with pytest.raises(UnknownName, match="Did you mean 'nested'"):
+        throttle(model, (3, 8, 8), components=4, gating="nestde")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="Did you mean 'nested'"):
+        CustomConfig("any", (3, 8, 8), gating="nestde")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flyball.datapaths.axes import is_gated
 from flyball.datapaths.cost import executed_macs, linear_macs, measured_macs
-from flyball.datapaths.errors import InvalidSetting
+from flyball.datapaths.errors import BadInput, InvalidSetting
 from flyball.datapaths.execution import Packed, Sliced
 from flyball.datapaths.gates import independent_components, nested_mask
 from flyball.datapaths.modules import Norm
@@ -136,3 +136,20 @@ def test_components_must_divide_the_channels() -> None:
 def test_an_image_too_small_for_its_pools_is_refused() -> None:
     with pytest.raises(InvalidSetting, match=r"30 pixels are not a multiple of 8.*image_size=24"):
         vgg_d(image_size=30)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"norm": "layer"},
+        {"gating": "nestde"},
+        {"hidden": 0},
+        {"classes": 0},
+        {"in_channels": -1},
+        {"components": 0},
+        {"stages": ((0,), (16,))},
+    ],
+)
+def test_a_field_that_breaks_its_rule_is_named(change: dict[str, object]) -> None:
+    with pytest.raises(BadInput, match=rf"--set path\.{next(iter(change))}="):
+        small_vgg(**change)

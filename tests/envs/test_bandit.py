@@ -22,6 +22,7 @@ from flyball.datapaths.errors import (
     UnknownName,
 )
 from flyball.envs import ENVIRONMENT_IDS, RewardConfig, ThrottleBandit, reward_table
+from flyball.envs.observations import observations
 
 BANDIT = "flyball/ThrottleBandit-v0"
 
@@ -166,6 +167,14 @@ def test_it_is_made_from_an_atlas_or_a_path() -> None:
 def test_image_observations_need_images(hand_atlas: OutcomeAtlas) -> None:
     with pytest.raises(InvalidSetting, match="Image observations need the images"):
         ThrottleBandit(atlas=hand_atlas, observation="image")
+
+
+def test_image_observations_that_no_memory_holds_are_refused(hand_atlas: OutcomeAtlas) -> None:
+    # one byte in all, seen again and again: nothing is allocated before the refusal
+    side = 2**24
+    images = np.broadcast_to(np.uint8(0), (4, 1, side, side))
+    with pytest.raises(InvalidSetting, match=r"at most 8 GB.*controller\.kind=context_head"):
+        observations(hand_atlas, images, "image")
 
 
 def test_context_observations_need_an_atlas_with_context() -> None:

@@ -129,3 +129,22 @@ def test_arms_name_the_artifact_only_where_they_shape_it(digits: ImageSet) -> No
         network = small_vgg(in_channels=1, image_size=8, norm=norm)
         names = {path_fingerprint(network, QUICK, digits, arms) for arms in (ARMS, (0.5, 1.0))}
         assert (len(names) == 2) == depends
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".safetensors"])
+def test_weights_that_are_not_there_are_refused_before_images_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr(preparing, "load_images", read)
+    weights = tmp_path / f"missing{ending}"
+    job = replace(
+        quick_job(tmp_path), path=TorchvisionConfig("resnet18", image_size=32, weights=str(weights))
+    )
+    with pytest.raises(DataError, match=r"no such file.*--set path\.weights="):
+        prepare(job)
+    weights.touch()
+    with pytest.raises(AssertionError, match="images were read"):
+        prepare(job)

@@ -150,8 +150,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, MethodResult]]:
         return {"plan": text["plan"], "chance": float(text["chance"])}, results
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptArtifact(
-            f"{file} is not a comparison of format {FORMAT} ({error}). Delete its folder, for nothing "
-            "else tells what the networks there were trained with, and run again."
+            f"{file} is not a comparison of format {FORMAT} ({error}). Delete its folder, for "
+            "nothing else tells what the networks there were trained with, and run again."
         ) from error
 
 
