@@ -25,6 +25,7 @@ from flyball.datapaths.errors import (
 )
 from flyball.datapaths.learned_gates.comparison import Comparison, MethodResult
 from flyball.datapaths.learned_gates.comparison_config import ComparisonConfig
+from flyball.datapaths.learned_gates.comparison_result import write_comparison
 from flyball.datapaths.learned_gates.curves import GateCurve
 from flyball.datapaths.schedules import Phase1Config, incremental_utilization
 from flyball.datapaths.splits import TEST
@@ -304,11 +305,13 @@ def test_the_tilt_says_where_a_gate_spends() -> None:
 
 def test_a_comparison_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = made_comparison()
-    text = {"chance": 0.1, "methods": {r.method: asdict(r) for r in written.results}}
-    (tmp_path / "comparison.json").write_text(json.dumps(text))
+    write_comparison(tmp_path, "plan", {}, 0.1, {})
+    with pytest.raises(DataError, match="has no finished method yet"):
+        open_comparison(tmp_path)
+    write_comparison(tmp_path, "plan", {}, 0.1, {r.method: r for r in written.results})
     assert open_comparison(tmp_path) == written
     (tmp_path / "comparison.json").write_text(json.dumps({"chance": 0.1}))
-    with pytest.raises(CorruptArtifact, match="is not a comparison of gates"):
+    with pytest.raises(CorruptArtifact, match=r"comparison\.json"):
         open_comparison(tmp_path)
     with pytest.raises(DataError, match="There is no comparison of gates in"):
         open_comparison(tmp_path / "nowhere")

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 
 from flyball.datapaths.data import DataConfig, ImageSet, load_images
-from flyball.datapaths.errors import InvalidSetting
+from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.frozen import FrozenDataPath
+from flyball.datapaths.graph import TorchvisionConfig
 from flyball.datapaths.paths import open_path
 from flyball.datapaths.schedules import Phase1Config
 from flyball.datapaths.vgg import small_vgg
+from flyball.platform import prepare as preparing
 from flyball.platform import training_images
+from flyball.platform.overrides import with_overrides
 from flyball.platform.path_stage import has_batch_norm, path_fingerprint, train_path
+from flyball.platform.prepare import prepare
+from flyball.platform.presets import preset
 from flyball.platform.training_images import RowsOf, channel_statistics, training_pixels
 
 QUICK = Phase1Config(epochs=2, batch_size=64, middle_arms=1)
@@ -140,9 +145,8 @@ def test_weights_that_are_not_there_are_refused_before_images_are_read(
 
     monkeypatch.setattr(preparing, "load_images", read)
     weights = tmp_path / f"missing{ending}"
-    job = replace(
-        quick_job(tmp_path), path=TorchvisionConfig("resnet18", image_size=32, weights=str(weights))
-    )
+    network = TorchvisionConfig("resnet18", image_size=32, weights=str(weights))
+    job = replace(with_overrides(preset("digits"), [f"storage.root={tmp_path}"]), path=network)
     with pytest.raises(DataError, match=r"no such file.*--set path\.weights="):
         prepare(job)
     weights.touch()

@@ -1,11 +1,13 @@
 """VGG-W: the widthwise throttleable VGG of TNN section 4.2, whole or small."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyball.datapaths.axes import component_width, dense, gated, times
+from flyball.datapaths.checks import check_choice, check_counts
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.execution import Gates
 from flyball.datapaths.modules import Norm, TConv, TLinear
@@ -26,7 +28,8 @@ class VggConfig:
         in_channels: of the image.
         image_size: height and width of the image, in pixels.
         components: n of every T-module.
-        norm: "group" (one group a component), or "none" as published.
+        norm: "group" (one group a component), "batch" (statistics for every arm), or "none" as
+            published.
         gating: "nested" or "independent" (TNN Fig. 2).
     """
 
@@ -40,11 +43,20 @@ class VggConfig:
     gating: Gating = "nested"
 
     def __post_init__(self) -> None:
-        """Checks that the image survives its pools and that components share every layer.
+        """Checks the numbers, that the image survives its pools, and that components share layers.
 
         Raises:
-            InvalidSetting: they do not, or there is no convolution.
+            InvalidSetting: they do not, there is no convolution, or a number is below 1.
+            UnknownName: norm or gating have another value.
         """
+        check_choice("norm", self.norm, get_args(Norm))
+        check_choice("gating", self.gating, get_args(Gating))
+        check_counts(
+            hidden=self.hidden,
+            classes=self.classes,
+            in_channels=self.in_channels,
+            components=self.components,
+        )
         shrink = 2 ** len(self.stages)
         if not self.stages or not all(self.stages):
             raise InvalidSetting(
@@ -52,6 +64,7 @@ class VggConfig:
                 "Give for example stages=((32,), (64,))."
             )
         for stage in self.stages:
+            check_counts(stages=stage)
             for outputs in stage:
                 component_width("convolution", outputs, self.components)
         component_width("linear layer", self.hidden, self.components)

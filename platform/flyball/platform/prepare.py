@@ -41,7 +41,7 @@ class Prepared:
 
 
 def prepare(job: Job, *, report: Report = silent) -> Prepared:
-    """Checks storage, tracking, cluster, device, images and network, in this order.
+    """Checks storage, tracking, cluster, device, weights, images and network, in this order.
 
     Also sets how many threads torch computes with in this process.
 
@@ -55,6 +55,7 @@ def prepare(job: Job, *, report: Report = silent) -> Prepared:
     address = check_ray_address(job.compute.ray_address)
     device = _device(job.compute.device)
     checked_name(job.model_name)
+    _check_weights(job.path)
     images = load_images(
         job.data,
         report=report,
@@ -114,6 +115,18 @@ def check_shape(network: Any, shape: tuple[int, ...], name: str) -> None:
             f"The network takes inputs of shape {wanted} {axes}; those of {name} are "
             f"{tuple(shape)}. Resize them with --set data.image_size={wanted[-1]}"
             + (f", or fit the network with {' '.join(fitting)}." if fitting else ".")
+        )
+
+
+def _check_weights(network: Any) -> None:
+    """A file of weights that training starts from is there."""
+    # networks of torchvision alone can name one
+    file: Path | None = getattr(network, "weights_file", None)
+    if file is not None and not file.is_file():
+        raise DataError(
+            f"Training starts from the weights in {file}, and there is no such "
+            "file. Name it with --set path.weights=FILE, or take torchvision's with "
+            "--set path.weights=DEFAULT."
         )
 
 

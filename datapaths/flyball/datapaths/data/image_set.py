@@ -31,7 +31,7 @@ class ImageSet:
         split: code of the row's split (`splits.SPLITS`); int8 (N,).
         name: of the data set.
         fingerprint: of pixels, labels, classes and splits; paths and dates do not enter. Of a set
-            that is streamed the names and sizes of the files stand for the pixels.
+            that is streamed the names, sizes and dates of the files stand for the pixels.
         images_file: the .npy file that holds `images`, or None.
         difficulty: of each sample in [0, 1], float32 (N,), where the set knows it, else None.
         skipped: names of samples that were left out because they do not decode.

@@ -93,7 +93,7 @@ class DetectorPath(nn.Module):
         self.arms, self.objects = self.spec.arms, self.spec.classes
         self.classes = (*self.objects, NOTHING)
         self.input_shape = detector.input_shape
-        self._gates: dict[float, HalfGates] = {}
+        self._gates: dict[tuple[int, ...], HalfGates] = {}
         self.arm_macs = tuple(self.macs_at(u) for u in self.arms)
         self.full_macs = self.macs_at(1.0)
         self.context_macs = self.arm_macs[0]
@@ -125,7 +125,7 @@ class DetectorPath(nn.Module):
         """
         self._check_images(images)
         if not isinstance(u, Tensor):
-            output = self._run(images, float(u), fixed_shape).boxes
+            output = self._run(images, self._counts(float(u)), fixed_shape).boxes
             return Answer(output, self._macs_of(float(u), images))
         if u.shape != (len(images),):
             raise InvalidSetting(
@@ -134,10 +134,14 @@ class DetectorPath(nn.Module):
             )
         output = images.new_zeros(len(images), self.detector.config.detections, 6)
         macs = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        for value in sorted(set(u.double().tolist())):
-            rows = torch.nonzero(u.double() == value).flatten()
-            output[rows] = self._run(images[rows], value, fixed_shape).boxes
-            macs[rows] = self.macs_at(value)
+        # All are checked before anything runs; what asks for the same components runs together.
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, value in enumerate(u.double().tolist()):
+            groups.setdefault(self._counts(value), []).append(row)
+        for counts in sorted(groups):
+            rows = torch.tensor(groups[counts], device=images.device)
+            output[rows] = self._run(images[rows], counts, fixed_shape).boxes
+            macs[rows] = self.detector.macs_at(counts)
         return Answer(output, macs)
 
     def context(self, images: Tensor, *, fixed_shape: bool = True) -> tuple[Tensor, Answer]:
@@ -154,7 +158,7 @@ class DetectorPath(nn.Module):
             image, weighted by score; and the lowest arm's answer.
         """
         self._check_images(images)
-        run = self._run(images, self.arms[0], fixed_shape)
+        run = self._run(images, self._counts(self.arms[0]), fixed_shape)
         features = torch.cat([run.pooled, self._score_features(run.boxes)], dim=1)
         return features, Answer(run.boxes, self._macs_of(self.arms[0], images))
 
@@ -185,8 +189,7 @@ class DetectorPath(nn.Module):
 
     def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
         """MACs of one image at any u; see `ThrottleableDetector.macs_at` for what counts."""
-        counts = self.detector.counts_at(checked_utilization(u))
-        return self.detector.macs_at(counts, cost_model=cost_model)
+        return self.detector.macs_at(self._counts(u), cost_model=cost_model)
 
     def train(self, mode: bool = True) -> Self:
         """Refuses: a frozen detector stays in evaluation mode.
@@ -256,17 +259,24 @@ class DetectorPath(nn.Module):
             )
         return path
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Packed weights are the library's own objects; a copy packs its own.
+        return {**self.__dict__, "_gates": {}}
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # Packed weights belong to one device.
         self._gates = {}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _run(self, images: Tensor, u: float, fixed_shape: bool) -> DetectorOutput:
-        gates = self._gates.get(u)
+    def _counts(self, u: float) -> tuple[int, ...]:
+        return self.detector.counts_at(checked_utilization(u))
+
+    def _run(self, images: Tensor, counts: tuple[int, ...], fixed_shape: bool) -> DetectorOutput:
+        """The detector with so many components of every T-module, its weights packed once."""
+        gates = self._gates.get(counts)
         if gates is None:
-            counts = self.detector.counts_at(checked_utilization(u))
-            gates = self._gates[u] = self.detector.gates(counts, Packed)
+            gates = self._gates[counts] = self.detector.gates(counts, Packed)
         normalised = (images - self.mean) / self.std
         self.forwards += len(images)
         with torch.inference_mode():
@@ -275,6 +285,8 @@ class DetectorPath(nn.Module):
             else:
                 runs = [self._run_rows(c, gates) for c in torch.split(normalised, ROWS)]
                 runs = runs or [self._run_rows(normalised, gates)]
+        # the detector, which can be copied too, does not keep what is packed here
+        self.detector.model.roi_heads.box_head.gates = None
         # out of inference mode, so that what is returned is a plain tensor
         return DetectorOutput(*(torch.cat(parts).clone() for parts in zip(*runs, strict=True)))
 

@@ -40,7 +40,9 @@ class Analysis:
         layers: nodes that become T-layers.
         resets: nodes after which masked execution sets switched-off channels to zero again.
         flattens: nodes that are written as a flatten of everything after the batch.
-        as_they_are: nodes that no rule knows, and why.
+        as_they_are: nodes that no rule knows, and why; of those behind another one, which read
+            only what is dense anyway, the layers of weights alone.
+        unknown: every node that no rule knows, in order of execution; each may multiply.
     """
 
     couplings: Couplings = field(default_factory=Couplings)
@@ -49,6 +51,7 @@ class Analysis:
     resets: set[fx.Node] = field(default_factory=set)
     flattens: set[fx.Node] = field(default_factory=set)
     as_they_are: dict[fx.Node, str] = field(default_factory=dict)
+    unknown: list[fx.Node] = field(default_factory=list)
 
 
 def analyse(
@@ -296,6 +299,7 @@ class _Analyst:
 
     def _unknown(self, node: fx.Node, why: str = "no rule for it") -> Value:
         """Runs as it is: everything it reads and gives stays dense."""
+        self.found.unknown.append(node)
         where = describe_node(self.traced.module, node)
         why = self.traced.untraced.get(str(node.target), why)
         reads = [self._channels(n) for n in _nodes_in((node.args, node.kwargs))]

@@ -6,11 +6,12 @@ run, so that reading a file never imports what the file asks for.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
-from flyball.datapaths.errors import unknown_name
+from flyball.datapaths.checks import check_choice
+from flyball.datapaths.errors import InvalidSetting, unknown_name
 from flyball.datapaths.graph.channels import Divisor
 from flyball.datapaths.graph.throttle import convert
 from flyball.datapaths.graph.throttled import ThrottledNetwork
@@ -29,6 +30,9 @@ class CustomConfig:
         builder: name it was registered under.
         input_shape: of one sample, (C, H, W) or (C, T, H, W).
         arguments: for the builder, by name; plain values that JSON knows.
+
+    Raises:
+        UnknownName: there is no such gating.
     """
 
     builder: str
@@ -39,6 +43,9 @@ class CustomConfig:
     keep_dense: tuple[str, ...] = ()
     gating: Gating = "nested"
 
+    def __post_init__(self) -> None:
+        check_choice("gating", self.gating, get_args(Gating))
+
 
 def register_model(name: str, builder: Callable[..., nn.Module]) -> None:
     """Lets configurations name a model; call it in every process that reads them.
@@ -46,7 +53,16 @@ def register_model(name: str, builder: Callable[..., nn.Module]) -> None:
     Args:
         name: for `CustomConfig.builder`.
         builder: a function or class that gives the model; it must not need weights.
+
+    Raises:
+        InvalidSetting: another builder has this name; the same one may register again.
     """
+    taken = _BUILDERS.get(name, builder)
+    if taken != builder:
+        raise InvalidSetting(
+            f"A name stands for one model: {name!r} is registered for {_described(taken)}, now "
+            f"came {_described(builder)}. Register it under another name."
+        )
     _BUILDERS[name] = builder
 
 
@@ -79,3 +95,8 @@ class CustomNetwork(ThrottledNetwork):
         super().__init__(parts, config=config, gating=config.gating)
         self.report = report
         self.train()
+
+
+def _described(builder: Callable[..., nn.Module]) -> str:
+    name = getattr(builder, "__qualname__", repr(builder))
+    return f"{getattr(builder, '__module__', '?')}.{name}"

@@ -7,7 +7,7 @@ else runs as it is. At full utilization the result equals the model in evaluatio
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from flyball.datapaths.axes import is_gated
+from flyball.datapaths.checks import check_choice
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.graph.channels import Divisor, Settled
 from flyball.datapaths.graph.conversion import AsItIs, Conversion, report_of
@@ -62,7 +63,9 @@ def throttle(
     Raises:
         InvalidSetting: the model cannot be followed, a name or number is wrong, nothing could be
             gated, or `strict` and something stays dense; names the layer.
+        UnknownName: there is no such gating.
     """
+    check_choice("gating", gating, get_args(Gating))
     shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else tuple(example)
     copied = copy.deepcopy(model)
     parts, report = convert(
@@ -104,7 +107,7 @@ def convert(
     output = next(iter(reversed(traced.module.graph.nodes))).args[0]
     logits = traced.shape(output) if isinstance(output, fx.Node) else None
     macs: dict[str, int] = {}
-    for node in found.as_they_are:
+    for node in found.unknown:
         name = describe_node(traced.module, node)
         macs[name] = macs.get(name, 0) + traced.macs(node)
     parts = Parts(

@@ -5,13 +5,14 @@ B batch, C channels, H, W pixels.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from flyball.datapaths.axes import Axis, dense
+from flyball.datapaths.checks import check_choice
 from flyball.datapaths.cost import LayerCost
 from flyball.datapaths.execution import Gates
 from flyball.datapaths.graph.tracing import on_meta
@@ -82,9 +83,13 @@ class ThrottledNetwork(ThrottleableNetwork):
     Attributes:
         body: the model's graph; its layers keep their names, so `body.layer1.0.conv1` is the
             model's `layer1.0.conv1`.
+
+    Raises:
+        UnknownName: there is no such gating.
     """
 
     def __init__(self, parts: Parts, *, config: Any = None, gating: Gating = "nested") -> None:
+        check_choice("gating", gating, get_args(Gating))
         super().__init__()
         self.config, self.gating = config, gating
         self.body = parts.body

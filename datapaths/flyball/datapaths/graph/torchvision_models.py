@@ -97,6 +97,12 @@ class TorchvisionConfig:
         """(C, H, W)."""
         return 3, self.image_size, self.image_size
 
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that `weights` names; None: it names none."""
+        is_file = self.weights is not None and self.weights.endswith(_FILE_ENDINGS)
+        return Path(str(self.weights)) if is_file else None
+
 
 def resnet50_wn(**changes: Any) -> TorchvisionConfig:
     """ResNet-50-WN: streams and bottlenecks in 16 nested components (TNN section 4.2)."""
@@ -146,15 +152,16 @@ def pretrained(config: TorchvisionConfig) -> TorchvisionNetwork:
 
     Raises:
         DataError: torchvision's weights could not be fetched.
-        CorruptArtifact, PickleRefused: the file is missing or holds more than tensors.
+        CorruptArtifact, PickleRefused: the file is missing or holds more than tensors; so may
+            one that torch fetched before.
         ShapeMismatch: the file holds the weights of another network; names the first tensor.
     """
     model = _model(config)
     if config.weights is None:
         return TorchvisionNetwork(config, model)
     head = _head_of(model)
-    if config.weights.endswith(_FILE_ENDINGS):
-        where, state = config.weights, _read(Path(config.weights))
+    if config.weights_file is not None:
+        where, state = config.weights, _read(config.weights_file)
     else:
         where, state = f"torchvision's {config.name} {config.weights}", _fetched(config)
         if config.classes != len(state[f"{head}.weight"]):
@@ -185,7 +192,18 @@ def _head_of(model: nn.Module) -> str:
 def _fetched(config: TorchvisionConfig) -> dict[str, Tensor]:
     weights = torchvision.models.get_model_weights(config.name)[str(config.weights)]
     try:
-        state: dict[str, Tensor] = dict(weights.get_state_dict(progress=False, check_hash=True))
+        with warnings.catch_warnings():
+            # As in `_read`. A file that lies in torch's cache already is not hashed again.
+            warnings.simplefilter("ignore")
+            state: dict[str, Tensor] = dict(
+                weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            )
+    except pickle.UnpicklingError as error:
+        raise PickleRefused(
+            f"The file that torch keeps of {weights.url} holds more than tensors, and Flyball "
+            "loads no pickle: it can run any code. Delete it from hub/checkpoints under "
+            "$TORCH_HOME, so that it is fetched again."
+        ) from error
     except (URLError, OSError) as error:
         raise DataError(
             f"torchvision could not fetch {weights.url}: {error}. Fetch it elsewhere and name "

@@ -35,6 +35,12 @@ class Traced:
         self, module: fx.GraphModule, values: dict[fx.Node, Any], untraced: dict[str, str]
     ) -> None:
         self.module, self.values, self.untraced = module, values, untraced
+        # Nodes that run on samples; the others run on weights alone, once a pass.
+        self._on_samples: set[fx.Node] = set()
+        for node in module.graph.nodes:
+            is_input = node.op == "placeholder" and not node.args
+            if is_input or any(read in self._on_samples for read in node.all_input_nodes):
+                self._on_samples.add(node)
 
     def shape(self, node: fx.Node) -> torch.Size | None:
         """Shape of a node that gives a tensor."""
@@ -42,11 +48,12 @@ class Traced:
         return value.shape if isinstance(value, Tensor) else None
 
     def macs(self, node: fx.Node) -> int:
-        """Multiply-accumulates of one node for one sample, as torch counts them."""
+        """Multiply-accumulates of one node in a pass of one sample, as torch counts them."""
         counter = FlopCounterMode(display=False)
         with counter:
             _run_on_meta(self.module, [node], dict(self.values))
-        return int(counter.get_total_flops()) // 2 // _BATCH
+        samples = _BATCH if node in self._on_samples else 1
+        return int(counter.get_total_flops()) // 2 // samples
 
 
 def trace(model: nn.Module, input_shape: Sequence[int]) -> Traced:

@@ -1,23 +1,15 @@
 """Comparisons of gates as inputs of analyses: from a job, trained or found, or from a folder."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
-from flyball.datapaths.errors import CorruptArtifact, DataError, InvalidSetting
-from flyball.datapaths.files import fingerprint_of, read_json
-from flyball.datapaths.learned_gates.comparison import (
-    RESULT_FILE,
-    Comparison,
-    Labelled,
-    MethodResult,
-    compare_gates,
-)
-from flyball.datapaths.learned_gates.comparison_config import METHODS, ComparisonConfig, Method
-from flyball.datapaths.learned_gates.curves import GateCurve
+from flyball.datapaths.errors import DataError, InvalidSetting
+from flyball.datapaths.files import fingerprint_of
+from flyball.datapaths.learned_gates.comparison import Comparison, Labelled, compare_gates
+from flyball.datapaths.learned_gates.comparison_config import ComparisonConfig
+from flyball.datapaths.learned_gates.comparison_result import RESULT_FILE, read_comparison
 from flyball.datapaths.networks import config_to_json, make_network
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import PATH_TRAIN, TEST
@@ -81,7 +73,7 @@ def open_comparison(folder: Path | str) -> Comparison:
     """Reads the finished methods of a comparison that was made elsewhere.
 
     Raises:
-        DataError: no comparison lies there.
+        DataError: no comparison lies there, or none of its methods is finished.
         CorruptArtifact: the file is damaged.
     """
     file = Path(folder) / RESULT_FILE
@@ -90,23 +82,10 @@ def open_comparison(folder: Path | str) -> Comparison:
             f"There is no comparison of gates in {folder}: it would hold {RESULT_FILE}. "
             "Name its folder, or make one with `flyball analyse gates PRESET`."
         )
-    text = read_json(file)
-    try:
-        results = [_result(one) for one in text["methods"].values()]
-        results.sort(key=lambda one: METHODS.index(cast(Method, one.method)))
-        return Comparison(tuple(results), float(text["chance"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CorruptArtifact(
-            f"{file} is not a comparison of gates ({error!r}). Delete it and make it again."
-        ) from error
-
-
-def _result(text: Mapping[str, Any]) -> MethodResult:
-    curve: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in text["curve"].items()
-    }
-    curve["module_use"] = tuple(tuple(row) for row in curve["module_use"])
-    return MethodResult(
-        str(text["method"]), GateCurve(**curve), float(text["seconds"]), tuple(text["losses"])
-    )
+    found = read_comparison(folder)
+    if not found.results:
+        raise DataError(
+            f"The comparison of gates in {folder} has no finished method yet. Run the command that "
+            "began it once more: it goes on where it stopped."
+        )
+    return found
