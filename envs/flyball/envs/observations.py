@@ -19,6 +19,7 @@ __all__ = [
     "Images",
     "ObservationKind",
     "as_unit_range",
+    "check_size",
     "is_image_set",
     "observations",
     "open_images",
@@ -58,7 +59,7 @@ def observations(
         raise missing_images("Image observations")
     array = open_images(images)
     check_samples(array, atlas.sample)
-    _check_size(len(atlas.sample), array.shape[1:])
+    check_size(len(atlas.sample), array.shape[1:])
     return as_unit_range(image_rows(array, atlas.sample))
 
 
@@ -164,7 +165,16 @@ def missing_images(what: str) -> InvalidSetting:
     )
 
 
-def _check_size(rows: int, sample: tuple[int, ...]) -> None:
+def check_size(rows: int, sample: tuple[int, ...]) -> None:
+    """Refuses image observations that would not fit in memory.
+
+    Args:
+        rows: samples that are observed.
+        sample: shape of one.
+
+    Raises:
+        InvalidSetting: as float32 they take more than `MOST_BYTES`.
+    """
     count = 4 * rows * math.prod(int(size) for size in sample)
     if count > MOST_BYTES:
         raise InvalidSetting(

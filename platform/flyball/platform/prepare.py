@@ -12,7 +12,8 @@ from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.family_weights import check_models
 from flyball.datapaths.progress import Report, silent
-from flyball.datapaths.splits import SPLITS
+from flyball.datapaths.splits import PATH_TRAIN, SPLITS
+from flyball.envs.observations import check_size
 from flyball.platform.cluster import check_ray_address
 from flyball.platform.job import Job
 from flyball.platform.run_folder import RunFolder, check_storage
@@ -70,6 +71,8 @@ def prepare(job: Job, *, report: Report = silent) -> Prepared:
                 f"Every split needs images, and {split} has none. Give it a share with "
                 "--set data.fractions=0.5,0.25,0.1,0.15."
             )
+    if job.controller.kind != "context_head":
+        check_size(len(images) - len(images.rows(PATH_TRAIN)), images.shape)
     use_threads(job.compute.threads)
     ready = replace(job, compute=replace(job.compute, device=device))
     return Prepared(ready, images, network, runs, address)
