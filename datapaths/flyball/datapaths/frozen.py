@@ -166,7 +166,7 @@ class FrozenDataPath(nn.Module):
         values = u.double().tolist()
         for row, value in enumerate(values):
             groups.setdefault(self._counts(value), []).append(row)
-        for own in groups.values():
+        for _, own in sorted(groups.items()):
             rows = torch.tensor(own, device=images.device)
             output[rows] = self._run(images[rows], values[own[0]], fixed_shape).logits
             macs[rows] = self.macs_at(values[own[0]])
