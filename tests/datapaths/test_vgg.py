@@ -133,6 +133,11 @@ def test_components_must_divide_the_channels() -> None:
         ThrottleableVgg(small_vgg(components=5))
 
 
+def test_stages_that_are_no_lists_are_refused() -> None:
+    with pytest.raises(InvalidSetting, match=r"Every stage is a list.*path\.stages="):
+        small_vgg(stages=(8, 16))
+
+
 def test_an_image_too_small_for_its_pools_is_refused() -> None:
     with pytest.raises(InvalidSetting, match=r"30 pixels are not a multiple of 8.*image_size=24"):
         vgg_d(image_size=30)

@@ -57,6 +57,11 @@ class C3dConfig:
                 components do not divide a layer, or the clip is too small for the pools.
             UnknownName: norm or gating have another value.
         """
+        if not all(isinstance(part, tuple) for part in (*self.stages, *self.pools)):
+            raise InvalidSetting(
+                f"Every stage and every pool is a list; the stages are {self.stages}, the pools "
+                f"{self.pools}. Give for example --set 'path.stages=((8,),(32,),(64,))'."
+            )
         check_counts(components=self.components, classes=self.classes, frames=self.frames)
         check_counts(in_channels=self.in_channels, image_size=self.image_size)
         check_counts(image_width=self.input_shape[-1])

@@ -6,7 +6,7 @@ import typing
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
 
-from flyball.datapaths.errors import unknown_name
+from flyball.datapaths.errors import InvalidSetting, unknown_name
 from flyball.datapaths.network import ThrottleableNetwork
 
 __all__ = ["KINDS", "NetworkKind", "config_from_json", "config_to_json", "kind_of", "make_network"]
@@ -50,8 +50,15 @@ def kind_of(config: Any) -> str:
     """Name of the kind a configuration belongs to.
 
     Raises:
+        InvalidSetting: there is none: the network came from `throttle`.
         UnknownName: it is no network's configuration.
     """
+    if config is None:
+        raise InvalidSetting(
+            "This network came from throttle(), and no name stands for its model, so it cannot be "
+            "saved or frozen. Name it with register_model(name, builder), and load its weights "
+            "into make_network(CustomConfig(name, input_shape))."
+        )
     name = type(config).__name__
     for kind, found in KINDS.items():
         if found.config == name:

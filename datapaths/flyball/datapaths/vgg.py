@@ -57,6 +57,11 @@ class VggConfig:
             in_channels=self.in_channels,
             components=self.components,
         )
+        if not all(isinstance(stage, tuple) for stage in self.stages):
+            raise InvalidSetting(
+                f"Every stage is a list of convolutions; the stages are {self.stages}. "
+                "Give for example --set 'path.stages=((32,),(64,))'."
+            )
         shrink = 2 ** len(self.stages)
         if not self.stages or not all(self.stages):
             raise InvalidSetting(

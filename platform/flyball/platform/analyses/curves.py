@@ -94,10 +94,13 @@ class Curves:
         ]
         titles = ["data path", "training", "peak", "lowest arm", "area under the curve"]
         lines += ["", *aligned(titles, compared, left=2), ""]
-        lines.append(
-            f"Measured on {self.rows[0].samples:,} {self.split} samples. A vanilla network was "
-            "trained at u = 1 only, with the same settings, and then throttled."
-        )
+        footer = f"Measured on {self.rows[0].samples:,} {self.split} samples."
+        if len({training for _, training in self._series()}) > 1:
+            footer += (
+                " A vanilla network was trained at u = 1 only, with the same settings, and then "
+                "throttled."
+            )
+        lines.append(footer)
         return "\n".join(lines)
 
     def figure(self) -> Figure:
