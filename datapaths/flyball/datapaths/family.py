@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from flyball.datapaths.cost import CostModel
 from flyball.datapaths.errors import (
     CorruptArtifact,
     DataError,
-    FrozenPathChanged,
     InvalidArms,
     InvalidSetting,
 )
@@ -33,7 +31,15 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
-from flyball.datapaths.frozen import SPEC_FILE, Answer, rows_in_a_chunk
+from flyball.datapaths.freezing import (
+    FrozenModule,
+    context_features,
+    grouped,
+    in_chunks,
+    per_channel,
+    rows_in_a_chunk,
+)
+from flyball.datapaths.frozen import SPEC_FILE, Answer
 from flyball.datapaths.gates import checked_utilization
 from flyball.datapaths.tasks import Judgement, judge
 
@@ -45,7 +51,7 @@ FORMAT = 1
 _SLACK = 1e-6
 
 
-class ModelFamily(nn.Module):
+class ModelFamily(FrozenModule):
     """T(x, u) made of whole models: the smallest arm that is at least u answers.
 
     An arm is its model's share of the dearest one's MACs, so utilization and throttle ratio agree.
@@ -61,6 +67,8 @@ class ModelFamily(nn.Module):
         fingerprint: of specification and weights.
     """
 
+    what = "family"
+    advice = "Train the models themselves with `flyball path`."
     mean: Tensor
     std: Tensor
 
@@ -98,9 +106,8 @@ class ModelFamily(nn.Module):
         self.arm_macs = spec.macs
         self.full_macs = spec.macs[-1]
         self.context_macs = spec.macs[0]
-        per_channel = (1, -1, *(1,) * (len(self.input_shape) - 1))
-        self.register_buffer("mean", torch.tensor(spec.mean).reshape(per_channel))
-        self.register_buffer("std", torch.tensor(spec.std).reshape(per_channel))
+        self.register_buffer("mean", per_channel(spec.mean, self.input_shape))
+        self.register_buffer("std", per_channel(spec.std, self.input_shape))
         self._rows = rows_in_a_chunk(self.input_shape)
         if spec.features:
             watch(self.models[0], len(spec.classes))
@@ -138,17 +145,12 @@ class ModelFamily(nn.Module):
             arm = self._arm_of(float(u))
             output = self._run(arm, images, fixed_shape)[0]
             return Answer(output, self._macs_of([arm] * len(images), images.device))
-        if u.shape != (len(images),):
-            raise InvalidSetting(
-                f"u is one number, or one for each of the {len(images)} samples; its shape is "
-                f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(images)},)."
-            )
-        arms = [self._arm_of(value) for value in u.double().tolist()]
         output = torch.zeros(len(images), len(self.classes), device=images.device)
-        for arm in sorted(set(arms)):
-            rows = torch.tensor([r for r, a in enumerate(arms) if a == arm], device=images.device)
+        macs = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        for arm, rows in grouped(u, images, self._arm_of):
             output[rows] = self._run(arm, images[rows], fixed_shape)[0]
-        return Answer(output, self._macs_of(arms, images.device))
+            macs[rows] = self.arm_macs[arm]
+        return Answer(output, macs)
 
     def context(self, images: Tensor, *, fixed_shape: bool = True) -> tuple[Tensor, Answer]:
         """Runs the lowest model: what it saw is the context, what it said is its answer.
@@ -164,12 +166,8 @@ class ModelFamily(nn.Module):
         """
         self._check_images(images)
         logits, seen = self._run(0, images, fixed_shape)
-        log_probabilities = torch.log_softmax(logits, dim=1)
-        probabilities = log_probabilities.exp()
-        entropy = -(probabilities * log_probabilities).sum(dim=1, keepdim=True)
-        confidence = probabilities.amax(dim=1, keepdim=True)
-        features = torch.cat([seen, log_probabilities, confidence, entropy], dim=1)
-        return features, Answer(logits, self._macs_of([0] * len(images), images.device))
+        macs = self._macs_of([0] * len(images), images.device)
+        return context_features(seen, logits), Answer(logits, macs)
 
     def with_arms(self, arms: Sequence[float]) -> "ModelFamily":
         """Itself: a family is served at its own arms.
@@ -195,31 +193,6 @@ class ModelFamily(nn.Module):
     def judge(self, output: Tensor, truth: Tensor) -> Judgement:
         """Whether an output is right; see `tasks.judge`."""
         return judge(output, truth)
-
-    def train(self, mode: bool = True) -> Self:
-        """Refuses: a frozen data path stays in evaluation mode.
-
-        Raises:
-            FrozenPathChanged: `mode` is True.
-        """
-        if mode:
-            raise FrozenPathChanged(
-                "A frozen family cannot be trained: every atlas and controller made from it would "
-                "be wrong. Train the models themselves with `flyball path`."
-            )
-        return super().train(False)
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Refuses gradients.
-
-        Raises:
-            FrozenPathChanged: `requires_grad` is True.
-        """
-        if requires_grad:
-            raise FrozenPathChanged(
-                "A frozen family has no gradients. Train the models with `flyball path`."
-            )
-        return super().requires_grad_(False)
 
     def save(self, folder: Path | str) -> None:
         """Writes the weights of every model, then the specification that names their bytes.
@@ -284,16 +257,8 @@ class ModelFamily(nn.Module):
             if not fixed_shape:
                 logits, seen = self._pass(arm, normalised)
                 return logits.clone(), seen.clone()
-            parts = [self._padded(arm, chunk) for chunk in torch.split(normalised, self._rows)]
-            parts = parts or [self._padded(arm, normalised)]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-    def _padded(self, arm: int, chunk: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(chunk)
-        if count < self._rows:
-            chunk = torch.cat([chunk, chunk.new_zeros(self._rows - count, *chunk.shape[1:])])
-        logits, seen = self._pass(arm, chunk)
-        return logits[:count], seen[:count]
+            logits, seen = in_chunks(lambda x: self._pass(arm, x), normalised, self._rows)
+        return logits, seen
 
     def _pass(self, arm: int, x: Tensor) -> tuple[Tensor, Tensor]:
         with penultimate() as seen:

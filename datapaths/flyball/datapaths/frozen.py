@@ -3,7 +3,6 @@
 Saved as `path.safetensors` and `path.json`; no pickle is read. B batch, K arms, D context features.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flyball.datapaths.arms import default_arms, validated_arms
 from flyball.datapaths.atlas import hash_bytes
@@ -19,7 +18,6 @@ from flyball.datapaths.cost import CostModel, executed_macs, linear_macs
 from flyball.datapaths.errors import (
     CorruptArtifact,
     DataError,
-    FrozenPathChanged,
     InvalidSetting,
 )
 from flyball.datapaths.execution import Packed
@@ -29,6 +27,14 @@ from flyball.datapaths.files import (
     read_tensors,
     write_json,
     write_tensors,
+)
+from flyball.datapaths.freezing import (
+    FrozenModule,
+    context_features,
+    grouped,
+    in_chunks,
+    per_channel,
+    rows_in_a_chunk,
 )
 from flyball.datapaths.gates import checked_utilization, independent_components
 from flyball.datapaths.network import NetworkOutput, ThrottleableNetwork
@@ -42,10 +48,6 @@ __all__ = ["Answer", "FrozenDataPath", "PathSpec"]
 WEIGHTS_FILE = "path.safetensors"
 SPEC_FILE = "path.json"
 FORMAT = 2
-# A pass always runs chunks of one number of rows, the last one padded: libraries pick other
-# algorithms for other shapes, so only equal shapes give equal bits. Large inputs get fewer rows.
-MOST_ROWS = 64
-NUMBERS_IN_A_CHUNK = 2**20
 
 
 class Answer(NamedTuple):
@@ -82,7 +84,7 @@ class PathSpec:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-class FrozenDataPath(nn.Module):
+class FrozenDataPath(FrozenModule):
     """T(x, u) with frozen weights (TNN section 3.4, Algorithm 1 line 11).
 
     Attributes:
@@ -95,6 +97,8 @@ class FrozenDataPath(nn.Module):
         fingerprint: of specification and weights; the arms are not part of it.
     """
 
+    what = "data path"
+    advice = "Train the network itself with `flyball path`."
     mean: Tensor
     std: Tensor
 
@@ -114,9 +118,8 @@ class FrozenDataPath(nn.Module):
             parameter.data = parameter.data.contiguous()
         self.network = network.requires_grad_(False).eval()
         self.input_shape = tuple(network.input_shape)
-        per_channel = (1, -1, *(1,) * (len(self.input_shape) - 1))
-        self.register_buffer("mean", torch.tensor(spec.mean).reshape(per_channel))
-        self.register_buffer("std", torch.tensor(spec.std).reshape(per_channel))
+        self.register_buffer("mean", per_channel(spec.mean, self.input_shape))
+        self.register_buffer("std", per_channel(spec.std, self.input_shape))
         self.arms = self.spec.arms
         self.classes = spec.classes
         self._layers = network.layer_costs()
@@ -134,7 +137,7 @@ class FrozenDataPath(nn.Module):
     @property
     def context_size(self) -> int:
         """D: the lowest arm's pooled channels, log-probabilities, confidence and entropy."""
-        lowest = self.network.pooled_channels(self._active(self.arms[0]))
+        lowest = self.network.pooled_channels(self._active(self._counts(self.arms[0])))
         return lowest + len(self.classes) + 2
 
     def forward(self, images: Tensor, u: float | Tensor, *, fixed_shape: bool = True) -> Answer:
@@ -152,24 +155,13 @@ class FrozenDataPath(nn.Module):
         """
         self._check_images(images)
         if not isinstance(u, Tensor):
-            output = self._run(images, float(u), fixed_shape).logits
+            output = self._run(images, self._counts(float(u)), fixed_shape).logits
             return Answer(output, self._macs_of(float(u), len(images), images.device))
-        if u.shape != (len(images),):
-            raise InvalidSetting(
-                f"u is one number, or one for each of the {len(images)} samples; its shape is "
-                f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(images)},)."
-            )
         output = torch.zeros(len(images), len(self.classes), device=images.device)
         macs = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        # Once, at the input: whatever asks for the same components runs together.
-        groups: dict[tuple[int, ...], list[int]] = {}
-        values = u.double().tolist()
-        for row, value in enumerate(values):
-            groups.setdefault(self._counts(value), []).append(row)
-        for _, own in sorted(groups.items()):
-            rows = torch.tensor(own, device=images.device)
-            output[rows] = self._run(images[rows], values[own[0]], fixed_shape).logits
-            macs[rows] = self.macs_at(values[own[0]])
+        for counts, rows in grouped(u, images, self._counts):
+            output[rows] = self._run(images[rows], counts, fixed_shape).logits
+            macs[rows] = self._macs_with(counts, "executed")
         return Answer(output, macs)
 
     def context(self, images: Tensor, *, fixed_shape: bool = True) -> tuple[Tensor, Answer]:
@@ -184,13 +176,9 @@ class FrozenDataPath(nn.Module):
             largest probability, and their entropy in nats; and the lowest arm's answer.
         """
         self._check_images(images)
-        run = self._run(images, self.arms[0], fixed_shape)
-        log_probabilities = torch.log_softmax(run.logits, dim=1)
-        probabilities = log_probabilities.exp()
-        entropy = -(probabilities * log_probabilities).sum(dim=1, keepdim=True)
-        confidence = probabilities.amax(dim=1, keepdim=True)
-        features = torch.cat([run.pooled, log_probabilities, confidence, entropy], dim=1)
-        return features, Answer(run.logits, self._macs_of(self.arms[0], len(images), images.device))
+        run = self._run(images, self._counts(self.arms[0]), fixed_shape)
+        answer = Answer(run.logits, self._macs_of(self.arms[0], len(images), images.device))
+        return context_features(run.pooled, run.logits), answer
 
     def with_arms(self, arms: Sequence[float]) -> "FrozenDataPath":
         """The same network served at other utilizations.
@@ -202,40 +190,11 @@ class FrozenDataPath(nn.Module):
 
     def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
         """MACs of one sample at any u, executed or counted as in the paper."""
-        key = (self._counts(u), cost_model)
-        if key not in self._macs:
-            count = executed_macs if cost_model == "executed" else linear_macs
-            self._macs[key] = count(self._layers, self._active(u))
-        return self._macs[key]
+        return self._macs_with(self._counts(u), cost_model)
 
     def judge(self, output: Tensor, truth: Tensor) -> Judgement:
         """Whether an output is right; see `tasks.judge`."""
         return judge(output, truth)
-
-    def train(self, mode: bool = True) -> Self:
-        """Refuses: a frozen data path stays in evaluation mode.
-
-        Raises:
-            FrozenPathChanged: `mode` is True.
-        """
-        if mode:
-            raise FrozenPathChanged(
-                "A frozen data path cannot be trained: every atlas and controller made from it "
-                "would be wrong. Train the network itself with `flyball path`."
-            )
-        return super().train(False)
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Refuses gradients.
-
-        Raises:
-            FrozenPathChanged: `requires_grad` is True.
-        """
-        if requires_grad:
-            raise FrozenPathChanged(
-                "A frozen data path has no gradients. Train the network with `flyball path`."
-            )
-        return super().requires_grad_(False)
 
     def save(self, folder: Path | str) -> None:
         """Writes the weights, then the specification that names their bytes.
@@ -289,39 +248,26 @@ class FrozenDataPath(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _run(self, images: Tensor, u: float, fixed_shape: bool) -> NetworkOutput:
-        gates = self._execution(u)
+    def _run(self, images: Tensor, counts: tuple[int, ...], fixed_shape: bool) -> NetworkOutput:
+        """The network with so many components of every T-module, its weights packed once."""
+        if counts not in self._executions:
+            self._executions[counts] = Packed(
+                self._active(counts), self.network.statistics_of(counts)
+            )
+        gates = self._executions[counts]
         normalised = (images - self.mean) / self.std
         self.forwards += len(images)
         with torch.inference_mode():
             if not fixed_shape:
                 run = self.network.run(normalised, gates)
                 return NetworkOutput(run.logits.clone(), run.pooled.clone())
-            runs = [self._run_rows(c, gates) for c in torch.split(normalised, self._rows)]
-            runs = runs or [self._run_rows(normalised, gates)]
-        logits, pooled = [r.logits for r in runs], [r.pooled for r in runs]
-        return NetworkOutput(torch.cat(logits), torch.cat(pooled))
-
-    def _run_rows(self, chunk: Tensor, gates: Packed) -> NetworkOutput:
-        count = len(chunk)
-        if count < self._rows:
-            chunk = torch.cat([chunk, chunk.new_zeros(self._rows - count, *chunk.shape[1:])])
-        run = self.network.run(chunk, gates)
-        return NetworkOutput(run.logits[:count], run.pooled[:count])
-
-    def _execution(self, u: float) -> Packed:
-        """The network at u, its weights cut and packed once."""
-        counts = self._counts(u)
-        if counts not in self._executions:
-            statistics = self.network.statistics_of(counts)
-            self._executions[counts] = Packed(self._active(u), statistics)
-        return self._executions[counts]
+            given = in_chunks(lambda x: self.network.run(x, gates), normalised, self._rows)
+        return NetworkOutput(*given)
 
     def _counts(self, u: float) -> tuple[int, ...]:
         return tuple(self.network.counts_at(checked_utilization(u)))
 
-    def _active(self, u: float) -> list[Active]:
-        counts = self._counts(u)
+    def _active(self, counts: tuple[int, ...]) -> list[Active]:
         if self.network.gating == "nested":
             return list(counts)
         pairs = enumerate(zip(counts, self.network.components, strict=True))
@@ -329,6 +275,12 @@ class FrozenDataPath(nn.Module):
             independent_components(count, n, module=module, seed=self.spec.gate_seed)
             for module, (count, n) in pairs
         ]
+
+    def _macs_with(self, counts: tuple[int, ...], cost_model: CostModel) -> int:
+        if (counts, cost_model) not in self._macs:
+            count = executed_macs if cost_model == "executed" else linear_macs
+            self._macs[counts, cost_model] = count(self._layers, self._active(counts))
+        return self._macs[counts, cost_model]
 
     def _macs_of(self, u: float, samples: int, device: torch.device) -> Tensor:
         return torch.full((samples,), self.macs_at(u), dtype=torch.int64, device=device)
@@ -361,12 +313,6 @@ def _check_scale(spec: PathSpec, channels: int) -> None:
             f"Every one of the {channels} input channels has a mean and a standard deviation above "
             f"0; the means are {spec.mean}, the deviations {spec.std}. Give one for each channel."
         )
-
-
-def rows_in_a_chunk(input_shape: Sequence[int]) -> int:
-    """How many inputs one pass takes: a power of two, at most 64, fewer for large inputs."""
-    fitting = min(MOST_ROWS, max(1, NUMBERS_IN_A_CHUNK // math.prod(input_shape)))
-    return 1 << (fitting.bit_length() - 1)
 
 
 def _spec_from_json(text: dict[str, Any]) -> PathSpec:

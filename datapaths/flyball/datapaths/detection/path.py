@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flyball.datapaths.arms import default_arms, validated_arms
 from flyball.datapaths.atlas import hash_bytes
@@ -27,7 +27,6 @@ from flyball.datapaths.detection.spec import DetectorSpec, spec_from_json
 from flyball.datapaths.errors import (
     CorruptArtifact,
     DataError,
-    FrozenPathChanged,
     InvalidSetting,
 )
 from flyball.datapaths.execution import Packed
@@ -38,6 +37,7 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
+from flyball.datapaths.freezing import FrozenModule, grouped, in_chunks, per_channel
 from flyball.datapaths.frozen import SPEC_FILE, WEIGHTS_FILE, Answer
 from flyball.datapaths.gates import checked_utilization
 from flyball.datapaths.tasks import Judgement
@@ -47,13 +47,13 @@ __all__ = ["KIND", "DetectorPath"]
 
 KIND = "detector"
 FORMAT = 1
-# As in `frozen`: a pass always runs this many images, the last ones padded.
+# As in `freezing`: a pass always runs this many images, the last ones padded.
 ROWS = 4
 STRONGEST = 5
 """Detections whose mean score is a feature of the context."""
 
 
-class DetectorPath(nn.Module):
+class DetectorPath(FrozenModule):
     """T(x, u) with frozen weights whose output is boxes.
 
     Attributes:
@@ -69,6 +69,8 @@ class DetectorPath(nn.Module):
         fingerprint: of specification and weights; the arms are not part of it.
     """
 
+    what = "detector"
+    advice = "Train a ThrottleableDetector with train_detector."
     mean: Tensor
     std: Tensor
 
@@ -88,8 +90,8 @@ class DetectorPath(nn.Module):
         for parameter in detector.parameters():
             parameter.data = parameter.data.contiguous()
         self.detector = detector.requires_grad_(False).eval()
-        self.register_buffer("mean", torch.tensor(spec.mean).reshape(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(spec.std).reshape(1, -1, 1, 1))
+        self.register_buffer("mean", per_channel(spec.mean, detector.input_shape))
+        self.register_buffer("std", per_channel(spec.std, detector.input_shape))
         self.arms, self.objects = self.spec.arms, self.spec.classes
         self.classes = (*self.objects, NOTHING)
         self.input_shape = detector.input_shape
@@ -127,19 +129,9 @@ class DetectorPath(nn.Module):
         if not isinstance(u, Tensor):
             output = self._run(images, self._counts(float(u)), fixed_shape).boxes
             return Answer(output, self._macs_of(float(u), images))
-        if u.shape != (len(images),):
-            raise InvalidSetting(
-                f"u is one number, or one for each of the {len(images)} images; its shape is "
-                f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(images)},)."
-            )
         output = images.new_zeros(len(images), self.detector.config.detections, 6)
         macs = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        # All are checked before anything runs; what asks for the same components runs together.
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for row, value in enumerate(u.double().tolist()):
-            groups.setdefault(self._counts(value), []).append(row)
-        for counts in sorted(groups):
-            rows = torch.tensor(groups[counts], device=images.device)
+        for counts, rows in grouped(u, images, self._counts):
             output[rows] = self._run(images[rows], counts, fixed_shape).boxes
             macs[rows] = self.detector.macs_at(counts)
         return Answer(output, macs)
@@ -190,32 +182,6 @@ class DetectorPath(nn.Module):
     def macs_at(self, u: float, *, cost_model: CostModel = "executed") -> int:
         """MACs of one image at any u; see `ThrottleableDetector.macs_at` for what counts."""
         return self.detector.macs_at(self._counts(u), cost_model=cost_model)
-
-    def train(self, mode: bool = True) -> Self:
-        """Refuses: a frozen detector stays in evaluation mode.
-
-        Raises:
-            FrozenPathChanged: `mode` is True.
-        """
-        if mode:
-            raise FrozenPathChanged(
-                "A frozen detector cannot be trained: every atlas and controller made from it "
-                "would be wrong. Train a ThrottleableDetector with train_detector."
-            )
-        return super().train(False)
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Refuses gradients.
-
-        Raises:
-            FrozenPathChanged: `requires_grad` is True.
-        """
-        if requires_grad:
-            raise FrozenPathChanged(
-                "A frozen detector has no gradients. Train a ThrottleableDetector with "
-                "train_detector."
-            )
-        return super().requires_grad_(False)
 
     def save(self, folder: Path | str) -> None:
         """Writes the weights, then the specification that names their bytes.
@@ -281,21 +247,13 @@ class DetectorPath(nn.Module):
         self.forwards += len(images)
         with torch.inference_mode():
             if not fixed_shape:
-                runs = [self.detector.detect(normalised, gates)]
+                given: Sequence[Tensor] = self.detector.detect(normalised, gates)
             else:
-                runs = [self._run_rows(c, gates) for c in torch.split(normalised, ROWS)]
-                runs = runs or [self._run_rows(normalised, gates)]
+                given = in_chunks(lambda x: self.detector.detect(x, gates), normalised, ROWS)
         # the detector, which can be copied too, does not keep what is packed here
         self.detector.model.roi_heads.box_head.gates = None
         # out of inference mode, so that what is returned is a plain tensor
-        return DetectorOutput(*(torch.cat(parts).clone() for parts in zip(*runs, strict=True)))
-
-    def _run_rows(self, chunk: Tensor, gates: HalfGates) -> DetectorOutput:
-        count = len(chunk)
-        if count < ROWS:
-            chunk = torch.cat([chunk, chunk.new_zeros(ROWS - count, *chunk.shape[1:])])
-        run = self.detector.detect(chunk, gates)
-        return DetectorOutput(run.boxes[:count], run.pooled[:count])
+        return DetectorOutput(*(part.clone() for part in given))
 
     def _score_features(self, boxes: Tensor) -> Tensor:
         corners, scores, labels = boxes[..., :4], boxes[..., 4], boxes[..., 5]

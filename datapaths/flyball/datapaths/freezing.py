@@ -1,0 +1,142 @@
+"""What every frozen data path does alike, whatever it is made of.
+
+It refuses to change, groups a batch of mixed u once at its input, and runs equal shapes. B batch,
+C' pooled channels, D context features.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flyball.datapaths.errors import FrozenPathChanged, InvalidSetting
+
+__all__ = [
+    "FrozenModule",
+    "context_features",
+    "grouped",
+    "in_chunks",
+    "per_channel",
+    "rows_in_a_chunk",
+]
+
+# A pass always runs chunks of one number of rows, the last one padded: libraries pick other
+# algorithms for other shapes, so only equal shapes give equal bits. Large inputs get fewer rows.
+MOST_ROWS = 64
+NUMBERS_IN_A_CHUNK = 2**20
+
+Setting = TypeVar("Setting", int, tuple[int, ...])
+
+
+class FrozenModule(nn.Module):
+    """A module in evaluation mode, without gradients, that refuses both."""
+
+    what: ClassVar[str]
+    """What it calls itself in a refusal."""
+    advice: ClassVar[str]
+    """What to train instead, and how."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuses: what is frozen stays in evaluation mode.
+
+        Raises:
+            FrozenPathChanged: `mode` is True.
+        """
+        if mode:
+            raise FrozenPathChanged(
+                f"A frozen {self.what} cannot be trained: every atlas and controller made from it "
+                f"would be wrong. {self.advice}"
+            )
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Refuses gradients.
+
+        Raises:
+            FrozenPathChanged: `requires_grad` is True.
+        """
+        if requires_grad:
+            raise FrozenPathChanged(f"A frozen {self.what} has no gradients. {self.advice}")
+        return super().requires_grad_(False)
+
+
+def grouped(
+    u: Tensor, samples: Tensor, setting_of: Callable[[float], Setting]
+) -> list[tuple[Setting, Tensor]]:
+    """A batch of mixed u by what it asks for: every u is checked before anything runs.
+
+    Args:
+        u: requested utilizations, (B,).
+        samples: the batch, (B, ...).
+        setting_of: what a utilization runs, such as its components; refuses one outside [0, 1].
+
+    Returns:
+        Every setting, increasing, with its rows, int64.
+
+    Raises:
+        InvalidSetting: there is not one u for each sample, or one is outside [0, 1] or NaN.
+    """
+    if u.shape != (len(samples),):
+        raise InvalidSetting(
+            f"u is one number, or one for each of the {len(samples)} samples; its shape is "
+            f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(samples)},)."
+        )
+    rows: dict[Setting, list[int]] = {}
+    for row, value in enumerate(u.double().tolist()):
+        rows.setdefault(setting_of(value), []).append(row)
+    return [
+        (setting, torch.tensor(rows[setting], device=samples.device)) for setting in sorted(rows)
+    ]
+
+
+def in_chunks(
+    run: Callable[[Tensor], Sequence[Tensor]], x: Tensor, rows: int
+) -> tuple[Tensor, ...]:
+    """Runs chunks of exactly so many rows, the last one padded with zeros.
+
+    Args:
+        run: from (rows, ...) to tensors of as many rows each.
+        x: (B, ...); B may be 0.
+        rows: of a chunk.
+
+    Returns:
+        What `run` gives, (B, ...) each.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    for chunk in torch.split(x, rows):
+        count = len(chunk)
+        if count < rows:
+            chunk = torch.cat([chunk, chunk.new_zeros(rows - count, *chunk.shape[1:])])
+        parts.append(tuple(given[:count] for given in run(chunk)))
+    return tuple(torch.cat(given) for given in zip(*parts, strict=True))
+
+
+def rows_in_a_chunk(input_shape: Sequence[int]) -> int:
+    """How many inputs one pass takes: a power of two, at most 64, fewer for large inputs."""
+    fitting = min(MOST_ROWS, max(1, NUMBERS_IN_A_CHUNK // math.prod(input_shape)))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def context_features(pooled: Tensor, logits: Tensor) -> Tensor:
+    """What a controller may look at after the lowest arm's pass.
+
+    Args:
+        pooled: features of the pass, float32 (B, C').
+        logits: (B, classes).
+
+    Returns:
+        float32 (B, D): the features, log-probabilities, their largest probability, and their
+        entropy in nats.
+    """
+    log_probabilities = torch.log_softmax(logits, dim=1)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities).sum(dim=1, keepdim=True)
+    confidence = probabilities.amax(dim=1, keepdim=True)
+    return torch.cat([pooled, log_probabilities, confidence, entropy], dim=1)
+
+
+def per_channel(values: Sequence[float], input_shape: Sequence[Any]) -> Tensor:
+    """One number for each channel, spread over an input: (1, C, 1, ...)."""
+    return torch.tensor(values).reshape(1, -1, *(1,) * (len(input_shape) - 1))
