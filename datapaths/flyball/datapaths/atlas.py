@@ -44,7 +44,9 @@ class AtlasHeader:
         classes: class names; `answer` and `label` index them.
         full_macs: multiply-accumulates of the data path at u = 1, counted by `cost_model`.
         context_macs: multiply-accumulates that the context of one sample costs; the context
-            pass is the lowest arm.
+            pass is the lowest arm. Their mean, where they depend on the sample.
+        context_arm: the arm whose pass is the context, and whose MACs it costs, sample by sample;
+            None: `context_macs` for all.
         cost_model: how `macs` was counted, "executed" or "linear".
         forwards: sample passes through the data path that building the atlas took.
         versions: of the libraries that computed it.
@@ -56,6 +58,7 @@ class AtlasHeader:
     classes: tuple[str, ...]
     full_macs: int
     context_macs: int = 0
+    context_arm: int | None = None
     cost_model: str = "executed"
     forwards: int = 0
     versions: dict[str, str] = field(default_factory=dict)
@@ -150,6 +153,12 @@ class OutcomeAtlas:
         """Gross: MACs of the data path over its MACs at u = 1; (N, K), in (0, 1]."""
         return np.asarray(self.macs, np.float64) / float(self.header.full_macs)
 
+    def context_costs(self) -> NDArray[np.int64]:
+        """MACs of the context of every sample; int64 (N,)."""
+        if self.header.context_arm is None:
+            return np.full(len(self), self.header.context_macs, np.int64)
+        return np.array(self.macs[:, self.header.context_arm], np.int64)
+
     def net_macs(self, controller_macs: int, *, uses_context: bool) -> NDArray[np.int64]:
         """MACs of the data path, the controller and its context; int64 (N, K).
 
@@ -157,8 +166,9 @@ class OutcomeAtlas:
         """
         net = np.array(self.macs, np.int64)
         if uses_context:
-            net += self.header.context_macs
-            net[:, 0] = np.maximum(self.header.context_macs, np.asarray(self.macs)[:, 0])
+            context = self.context_costs()
+            net += context[:, None]
+            net[:, 0] = np.maximum(context, np.asarray(self.macs)[:, 0])
         return net + int(controller_macs)
 
     def net_throttle_ratio(

@@ -1,6 +1,6 @@
 """Phase 1's checkpoints: weights, optimiser and losses in safetensors; for its own resume only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from flyball.datapaths.atlas import hash_bytes
 from flyball.datapaths.errors import ForeignArtifact
@@ -18,7 +19,6 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
-from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.networks import config_to_json
 from flyball.datapaths.schedules import Phase1Config
 from flyball.datapaths.weights import load_weights
@@ -31,7 +31,7 @@ SAMPLED = 64
 
 
 def plan_of(
-    network: ThrottleableNetwork,
+    network: Any,
     config: Phase1Config,
     images: Any,
     labels: NDArray[np.int64],
@@ -54,10 +54,11 @@ def plan_of(
 def save_checkpoint(
     folder: Path,
     plan: dict[str, Any],
-    network: ThrottleableNetwork,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     losses: list[float],
     forwards: int,
+    tables: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Writes the state after an epoch, all or nothing.
 
@@ -68,6 +69,7 @@ def save_checkpoint(
         optimizer: its momentum or moments.
         losses: of the finished epochs.
         forwards: sample passes so far.
+        tables: what else was noted, by name.
     """
     tensors = {f"weight/{k}": v.detach().cpu().numpy() for k, v in network.state_dict().items()}
     for name, parameter in network.named_parameters():
@@ -76,6 +78,7 @@ def save_checkpoint(
                 tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().numpy()
     tensors["losses"] = np.asarray(losses, np.float64)
     tensors["forwards"] = np.asarray([forwards], np.int64)
+    tensors |= {f"table/{name}": np.asarray(table) for name, table in (tables or {}).items()}
     write_json(folder / PLAN_FILE, plan)
     write_tensors(folder / STATE_FILE, tensors)
 
@@ -83,10 +86,11 @@ def save_checkpoint(
 def resume_checkpoint(
     folder: Path | None,
     plan: dict[str, Any],
-    network: ThrottleableNetwork,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
+    tables: dict[str, NDArray[Any]] | None = None,
 ) -> tuple[list[float], int]:
-    """Puts a checkpoint's state into network and optimizer; gives its losses and forwards.
+    """Puts a checkpoint's state into network, optimizer and tables; gives losses and forwards.
 
     Raises:
         ForeignArtifact: it is the checkpoint of another training.
@@ -103,6 +107,10 @@ def resume_checkpoint(
     prefix = "weight/"
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     load_weights(network, weights, where=str(folder / STATE_FILE))
+    if tables is not None:
+        tables |= {
+            k.removeprefix("table/"): v for k, v in tensors.items() if k.startswith("table/")
+        }
     parameters = dict(network.named_parameters())
     for key, value in tensors.items():
         if key.startswith("optimizer/"):

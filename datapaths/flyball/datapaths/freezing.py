@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flyball.datapaths.errors import FrozenPathChanged, InvalidSetting
+from flyball.datapaths.tasks import Judgement
 
 __all__ = [
     "FrozenModule",
@@ -50,6 +51,14 @@ class FrozenModule(nn.Module):
                 f"would be wrong. {self.advice}"
             )
         return super().train(False)
+
+    def judge(self, output: Tensor, truth: Any) -> Judgement:
+        """How right an output is, and how sure."""
+        raise NotImplementedError
+
+    def read(self, output: Tensor) -> Judgement:
+        """What an output says and how sure, where nobody knows the truth; `correct` is void."""
+        return self.judge(output, torch.zeros(len(output), dtype=torch.int64, device=output.device))
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Refuses gradients.

@@ -36,6 +36,8 @@ KINDS: dict[str, NetworkKind] = {
         "graph.torchvision_models", "TorchvisionConfig", "TorchvisionNetwork"
     ),
     "custom": NetworkKind("graph.custom", "CustomConfig", "CustomNetwork"),
+    "dynconv_resnet": NetworkKind("dynconv.resnet", "DynConvResNetConfig", "DynConvResNet"),
+    "hourglass": NetworkKind("dynconv.hourglass", "HourglassConfig", "Hourglass"),
 }
 
 

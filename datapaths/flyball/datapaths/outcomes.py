@@ -127,6 +127,7 @@ def build_atlas(
             f"{tuple(images.shape)}. Resize with --set data.image_size={path.input_shape[-1]}."
         )
     index = _rows(images, config)
+    full_macs = path.macs_at(1.0, cost_model=config.cost_model)
     plan = {"fingerprint": fingerprint, "samples": len(index), "shard_size": config.shard_size}
     _claim(folder, plan)
     starts = range(0, len(index), config.shard_size)
@@ -147,8 +148,9 @@ def build_atlas(
         path_fingerprint=path.fingerprint,
         data_fingerprint=images.fingerprint,
         classes=path.classes,
-        full_macs=path.macs_at(1.0, cost_model=config.cost_model),
-        context_macs=int(tables["macs"][0, 0]),
+        full_macs=full_macs,
+        context_macs=round(float(tables["macs"][:, 0].mean())),
+        context_arm=0,
         cost_model=config.cost_model,
         forwards=len(index) * len(path.arms),
         versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
@@ -188,10 +190,11 @@ def outcomes_of(
             ahead(parts[number + 1])
         asked.append(_ask(path, images, part))
     columns = {name: np.concatenate([part[name] for part in asked]) for name in asked[0]}
-    macs = [path.macs_at(u, cost_model=cost_model) for u in path.arms]
+    if cost_model != "executed":
+        macs = [path.macs_at(u, cost_model=cost_model) for u in path.arms]
+        columns["macs"] = np.broadcast_to(np.asarray(macs, np.int64), (len(rows), len(macs))).copy()
     return {
         **columns,
-        "macs": np.broadcast_to(np.asarray(macs, np.int64), (len(rows), len(macs))).copy(),
         "split": np.asarray(images.split[rows], np.int8),
         "sample": np.asarray(rows, np.int64),
         "label": np.asarray(images.labels[rows], np.int32),
@@ -212,9 +215,10 @@ def _ask(path: DataPath, images: ImageSet, rows: NDArray[np.int64]) -> dict[str,
     x = torch.from_numpy(np.asarray(images.images[rows])).to(device).float() / 255.0
     truth = truth_of(images, rows, device)
     context, lowest = path.context(x)
-    columns: dict[str, list[NDArray[Any]]] = {"answer": [], "correct": [], "confidence": []}
+    names = ("answer", "correct", "confidence", "macs")
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for arm, u in enumerate(path.arms):
-        output = lowest.output if arm == 0 else path(x, u).output
+        output, macs = lowest if arm == 0 else path(x, u)
         is_finite = torch.isfinite(output).flatten(1).all(dim=1)
         if not bool(is_finite.all()):
             bad = int(torch.nonzero(~is_finite)[0])
@@ -226,6 +230,7 @@ def _ask(path: DataPath, images: ImageSet, rows: NDArray[np.int64]) -> dict[str,
         columns["answer"].append(judged.answer.cpu().numpy().astype(np.int32))
         columns["correct"].append(judged.correct.cpu().numpy())
         columns["confidence"].append(judged.confidence.cpu().numpy())
+        columns["macs"].append(macs.cpu().numpy().astype(np.int64))
     return {
         **{name: np.stack(column, axis=1) for name, column in columns.items()},
         "context": context.cpu().numpy().astype(np.float32),

@@ -27,9 +27,10 @@ class DataPath(Protocol):
         arms: K utilizations it is served at, increasing, in (0, 1].
         classes: names of the classes.
         input_shape: (C, H, W) of an image, or (C, T, H, W) of a clip.
-        arm_macs: executed MACs of one sample at every arm.
+        arm_macs: executed MACs of one sample at every arm; those to expect, where they depend on
+            the sample: what was executed is in `Answer.macs`.
         full_macs: executed MACs of one sample at u = 1.
-        context_macs: MACs of one context; the context pass is the lowest arm.
+        context_macs: MACs of one context, likewise; the context pass is the lowest arm.
         context_size: D.
         fingerprint: of structure and weights; the arms are not part of it.
         forwards: sample passes asked for so far.
@@ -81,6 +82,10 @@ class DataPath(Protocol):
         """How right an output is, and how sure."""
         ...
 
+    def read(self, output: Tensor) -> Judgement:
+        """What an output says and how sure, where nobody knows the truth; not how right."""
+        ...
+
     def save(self, folder: Path | str) -> None:
         """Writes it so that `open_path` reads it; no pickle."""
         ...
@@ -109,6 +114,7 @@ KINDS: dict[str, PathKind] = {
     "network": PathKind("frozen", "FrozenDataPath"),
     "family": PathKind("family", "ModelFamily"),
     "detector": PathKind("detection.path", "DetectorPath"),
+    "dynconv": PathKind("dynconv.path", "DynConvPath"),
 }
 """By the `kind` in path.json; a throttleable network's has none."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.errors import DataError, ForeignArtifact, InvalidSetting
+from flyball.datapaths.frozen import Answer
 from flyball.datapaths.outcomes import truth_of
 from flyball.datapaths.paths import DataPath, device_of, open_path
 from flyball.datapaths.splits import SPLITS
@@ -52,46 +53,53 @@ class LiveOutcomes:
         self.arms = path.arms
         self.sample = sample
         self.full_macs = path.full_macs
-        self.context_macs = path.context_macs
         sees_context = kind == "context"
         self.space = context_box(path.context_size) if sees_context else image_box(path.input_shape)
         self._path = path
         self._images = images
         self._truth = truth
         self._sees_context = sees_context
-        self._seen: tuple[NDArray[np.int64], Tensor] | None = None
+        self._seen: tuple[NDArray[np.int64], Answer] | None = None
 
     def observe(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         images = self._pixels(rows)
         if not self._sees_context:
             return images
         context, lowest = self._path.context(self._tensor(images))
-        self._seen = (rows.copy(), lowest.output)
+        self._seen = (rows.copy(), lowest)
         return context.cpu().numpy().astype(np.float32)
 
     def outcomes(self, rows: NDArray[np.int64], actions: NDArray[np.int64]) -> Outcomes:
         lowest = self._lowest_answers(rows)
         is_asked = np.ones(len(rows), bool) if lowest is None else actions > 0
         device = device_of(self._path)
-        macs = np.full(len(rows), self._path.arm_macs[0], np.int64)
-        output = lowest
+        context = np.full(len(rows), self._path.context_macs, np.int64)
+        macs, output = context.copy(), None
+        if lowest is not None:
+            output, context = lowest.output, lowest.macs.cpu().numpy().astype(np.int64)
+            macs = context.copy()
         if is_asked.any():
             images = self._tensor(self._pixels(rows[is_asked]))
             u = torch.tensor(np.asarray(self.arms)[actions[is_asked]], device=device)
             answer = self._path(images, u)
-            if lowest is None:
+            if output is None:
                 output = answer.output
             else:
-                output = lowest.clone()
+                output = output.clone()
                 output[torch.from_numpy(is_asked).to(device)] = answer.output
             macs[is_asked] = answer.macs.cpu().numpy()
         assert output is not None, "without a context every row is asked"
         judged = self._path.judge(output, self._truth(rows, device))
-        return Outcomes(judged.correct.cpu().numpy(), judged.confidence.cpu().numpy(), macs)
+        correct, confidence = judged.correct.cpu().numpy(), judged.confidence.cpu().numpy()
+        return Outcomes(correct, confidence, macs, context)
 
-    def _lowest_answers(self, rows: NDArray[np.int64]) -> Tensor | None:
-        if self._seen is None or not np.array_equal(self._seen[0], rows):
+    def _lowest_answers(self, rows: NDArray[np.int64]) -> Answer | None:
+        """What the context pass of these rows gave; None where no context is seen."""
+        if not self._sees_context:
             return None
+        if self._seen is None or not np.array_equal(self._seen[0], rows):
+            self.observe(rows)
+        assert self._seen is not None
         return self._seen[1]
 
     def _pixels(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

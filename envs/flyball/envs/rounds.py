@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flyball.datapaths.errors import InvalidSetting
 from flyball.envs.reward import Reward, account_of, check_finite, reward_of
-from flyball.envs.sources import OutcomeSource
+from flyball.envs.sources import Outcomes, OutcomeSource
 
 __all__ = ["Info", "Rounds"]
 
@@ -82,7 +82,7 @@ class Rounds:
         """
         outcomes = self.source.outcomes(rows, actions)
         gross = outcomes.macs / float(self.source.full_macs)
-        net = self._net_macs(outcomes.macs, actions) / float(self.source.full_macs)
+        net = self._net_macs(outcomes, actions) / float(self.source.full_macs)
         paid = reward_of(
             outcomes.correct, outcomes.confidence, net if self._is_net else gross, self.reward
         )
@@ -98,11 +98,11 @@ class Rounds:
             "sample": sample,
         }
 
-    def _net_macs(self, macs: NDArray[np.int64], actions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _net_macs(self, outcomes: Outcomes, actions: NDArray[np.int64]) -> NDArray[np.int64]:
         """`OutcomeAtlas.net_macs` for the chosen arms: the lowest is not paid twice."""
         if not self.uses_context:
-            return macs + self.controller_macs
-        context = self.source.context_macs
+            return outcomes.macs + self.controller_macs
+        macs, context = outcomes.macs, outcomes.context_macs
         after_context = np.where(actions == 0, np.maximum(context, macs), macs + context)
         return after_context + self.controller_macs
 

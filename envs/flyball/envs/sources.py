@@ -42,11 +42,13 @@ class Outcomes:
         correct: 1 where the answer is right, graded in [0, 1]; float32 (B,).
         confidence: the data path's probability of its own answer; float32 (B,).
         macs: multiply-accumulates that the data path executed; int64 (B,).
+        context_macs: what the context cost; int64 (B,).
     """
 
     correct: NDArray[np.float32]
     confidence: NDArray[np.float32]
     macs: NDArray[np.int64]
+    context_macs: NDArray[np.int64]
 
 
 class OutcomeSource(Protocol):
@@ -57,14 +59,12 @@ class OutcomeSource(Protocol):
         sample: row of the image set; int64 (N,).
         space: of one observation.
         full_macs: multiply-accumulates of the data path at u = 1.
-        context_macs: multiply-accumulates that one context costs.
     """
 
     arms: tuple[float, ...]
     sample: NDArray[np.int64]
     space: Box
     full_macs: int
-    context_macs: int
 
     def observe(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Observations of rows (B,) in [0, N); float32 (B, ...)."""
@@ -84,7 +84,7 @@ class AtlasOutcomes:
         self.arms = atlas.arms
         self.sample = np.array(atlas.sample, np.int64)
         self.full_macs = atlas.header.full_macs
-        self.context_macs = atlas.header.context_macs
+        self._context_costs = atlas.context_costs()
         self.atlas = atlas
         self._context = context_rows(atlas) if kind == "context" else None
         self._images = images
@@ -105,7 +105,10 @@ class AtlasOutcomes:
     def outcomes(self, rows: NDArray[np.int64], actions: NDArray[np.int64]) -> Outcomes:
         atlas = self.atlas
         return Outcomes(
-            atlas.correct[rows, actions], atlas.confidence[rows, actions], atlas.macs[rows, actions]
+            atlas.correct[rows, actions],
+            atlas.confidence[rows, actions],
+            atlas.macs[rows, actions],
+            self._context_costs[rows],
         )
 
 

@@ -1,6 +1,7 @@
 """The first stage of a job: Phase 1, from an image set to a frozen data path on disk.
 
-What it trains is the configuration's business: a throttleable network, or a family of models.
+What it trains is the configuration's business: a throttleable network, a family of models, or a
+dynamic convolution network.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ import torch
 from flyball.datapaths.arm_statistics import check_calibrated, recalibrate
 from flyball.datapaths.arms import default_arms, validated_arms
 from flyball.datapaths.data import ImageSet
+from flyball.datapaths.dynconv.config import DynConvConfig
+from flyball.datapaths.dynconv.stage import train_dynconv_path
 from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.family_training import family_to_json, train_family
 from flyball.datapaths.files import fingerprint_of
@@ -69,8 +72,12 @@ def path_fingerprint(
     settings = {**asdict(phase1), "checkpoint_seconds": None}
     if isinstance(network, FamilyConfig):
         return fingerprint_of("path", family_to_json(network), settings, images.fingerprint)
-    calibrated = [list(arms)] if has_batch_norm(network) else []
-    described = config_to_json(network)
+    if isinstance(network, DynConvConfig):
+        described = {**asdict(network), "network": config_to_json(network.network)}
+        calibrated = [list(arms)]
+    else:
+        described = config_to_json(network)
+        calibrated = [list(arms)] if has_batch_norm(network) else []
     weights = described.get("weights")
     if weights and Path(weights).is_file():
         with Path(weights).open("rb") as opened:
@@ -97,11 +104,12 @@ def train_path(
     """Trains and freezes a data path, or takes the finished one that `folder` holds.
 
     Args:
-        network: structure, fitted to the images: a network's configuration or a family's.
+        network: structure, fitted to the images: a network's configuration, a family's, or a
+            dynamic convolution network's.
         phase1: schedule and optimiser.
         images: their path_train rows are learned from, no other.
         folder: of this artifact; an interrupted training's checkpoint there is resumed.
-        arms: utilizations that batch norm is calibrated for; a family has its own.
+        arms: utilizations that batch norm or masks are calibrated for; a family has its own.
         device: torch device.
         report: hears of progress.
 
@@ -139,6 +147,21 @@ def train_path(
             report=report,
         )
         path, forwards, seconds = trained.family, trained.forwards, trained.seconds
+    elif isinstance(network, DynConvConfig):
+        learned = train_dynconv_path(
+            network,
+            phase1,
+            images,
+            pixels,
+            mean=mean,
+            std=std,
+            arms=tuple(arms),
+            folder=folder / CHECKPOINT_FOLDER,
+            device=device,
+            provenance=provenance,
+            report=report,
+        )
+        path, forwards, seconds = learned.path, learned.forwards, learned.seconds
     else:
         devices = [torch.device(device)] if device.startswith("cuda") else []
         with torch.random.fork_rng(devices=devices):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flyball.datapaths.data import ImageSet, load_images
+from flyball.datapaths.dynconv.config import DynConvConfig
 from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.family_weights import check_models
@@ -91,6 +92,8 @@ def fitted_network(network: Any, images: ImageSet) -> Any:
         DataError: the images' size or channels are not the network's.
     """
     check_shape(network, images.shape, images.name)
+    if isinstance(network, DynConvConfig):
+        return network.fitted(images)
     return replace(network, classes=len(images.classes))
 
 
@@ -108,9 +111,10 @@ def check_shape(network: Any, shape: tuple[int, ...], name: str) -> None:
     wanted = tuple(network.input_shape)
     if tuple(shape) != wanted:
         axes = "(channels, height, width)" if len(wanted) == 3 else "(channels, frames, h, w)"
-        fields = {item.name for item in fields_of(network)}
+        is_nested = isinstance(network, DynConvConfig)
+        fields = {item.name for item in fields_of(network.network if is_nested else network)}
         fitting = [
-            f"--set path.{field}={value}"
+            f"--set path.{'network.' if is_nested else ''}{field}={value}"
             for field, value in (("image_size", shape[-1]), ("in_channels", shape[0]))
             if field in fields
         ]
