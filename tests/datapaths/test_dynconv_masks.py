@@ -222,7 +222,7 @@ def test_a_sparsity_setting_outside_its_range_is_named(field: str, value: float)
 
 
 def test_an_unknown_criterion_is_refused() -> None:
-    with pytest.raises(UnknownName, match="sparsity criterion 'bound'.*'bounds'"):
+    with pytest.raises(UnknownName, match=r"sparsity criterion 'bound'.*'bounds'"):
         SparsityConfig(criterion="bound")  # type: ignore[arg-type]
 
 

@@ -113,7 +113,7 @@ def test_penalties_push_only_where_they_charge() -> None:
 
 @pytest.mark.parametrize("power", [0, 3, 1.5, True])
 def test_other_powers_are_refused(power: int) -> None:
-    with pytest.raises(InvalidSetting, match=r"gates\.power"):
+    with pytest.raises(InvalidSetting, match=r"GateConfig\(power=2\)"):
         hinge_penalty(torch.ones(1), torch.zeros(1), power=power)
 
 
@@ -259,7 +259,7 @@ def test_mac_weights_are_what_switching_one_component_off_saves() -> None:
     weights = component_weights(network, "macs")
     assert weights.tolist() == [first] * 8 + [second] * 8 + [hidden] * 8
     assert component_weights(network).tolist() == [1.0] * 24
-    with pytest.raises(InvalidSetting, match=r"gates\.weighting=uniform"):
+    with pytest.raises(InvalidSetting, match=r"GateConfig\(weighting="):
         component_weights(network, "parameters")  # type: ignore[arg-type]
 
 

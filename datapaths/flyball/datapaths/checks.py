@@ -1,10 +1,14 @@
 """What the configurations of the networks check alike."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from flyball.datapaths.errors import InvalidSetting, unknown_name
 
-__all__ = ["check_choice", "check_counts", "check_image_size"]
+__all__ = ["Rule", "check_choice", "check_counts", "check_image_size", "check_rules"]
+
+Rule = tuple[str, bool, str]
+"""A field, whether its value keeps the rule, and the rule in words."""
 
 
 def check_counts(**fields: int | Sequence[int]) -> None:
@@ -20,6 +24,27 @@ def check_counts(**fields: int | Sequence[int]) -> None:
             raise InvalidSetting(
                 f"{name} is made of whole numbers, 1 or more; it is {value!r}. "
                 f"Set it with --set path.{name}={fitting}."
+            )
+
+
+def check_rules(config: Any, section: str, rules: Iterable[Rule], *, advice: str = "") -> None:
+    """Every field keeps its rule.
+
+    Args:
+        config: whose fields they are.
+        section: of a job the fields belong to, such as "phase1".
+        rules: of the fields.
+        advice: how to change a field, with NAME for its name; empty: by `--set`.
+
+    Raises:
+        InvalidSetting: one does not; names the first.
+    """
+    for name, holds, rule in rules:
+        if not holds:
+            how = advice or f"Change it with --set {section}.NAME=VALUE."
+            raise InvalidSetting(
+                f"{section}.{name} must be {rule}; it is {getattr(config, name)!r}. "
+                + how.replace("NAME", name)
             )
 
 

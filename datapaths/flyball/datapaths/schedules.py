@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flyball.datapaths.checks import check_rules
 from flyball.datapaths.errors import InvalidSetting
 
 __all__ = [
@@ -103,12 +104,7 @@ class Phase1Config:
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
             ("clip_norm", self.clip_norm > 0, "above 0"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise InvalidSetting(
-                    f"phase1.{name} must be {rule}; it is {getattr(self, name)!r}. "
-                    f"Change it with --set phase1.{name}=VALUE."
-                )
+        check_rules(self, "phase1", rules)
 
 
 def learning_rate_at(config: Phase1Config, epoch: float, losses: Sequence[float] = ()) -> float:

@@ -19,9 +19,12 @@ __all__ = [
 
 Fractions = tuple[float, float, float, float]
 
-DATA_SETS: tuple[str, ...] = ("digits", "digit_clips", "cifar10", "folder", "imagenet", "jester")
+DATA_SETS: tuple[str, ...] = (
+    *("digits", "digit_clips", "cifar10", "folder", "imagenet", "jester"),
+    *("figures", "mpii"),
+)
 CLIP_SETS: tuple[str, ...] = ("digit_clips", "jester")
-STREAMED_SETS: tuple[str, ...] = ("folder", "imagenet", "jester")
+STREAMED_SETS: tuple[str, ...] = ("mpii", "folder", "imagenet", "jester")
 
 # CIFAR-10 brings its own 10,000 test images; .56/.16/.08 deals the others as 35/10/5 thousand.
 DEFAULT_FRACTIONS: Mapping[str, Fractions] = {
@@ -31,6 +34,8 @@ DEFAULT_FRACTIONS: Mapping[str, Fractions] = {
     "folder": (0.56, 0.16, 0.08, 0.2),
     "imagenet": (0.56, 0.16, 0.08, 0.2),
     "jester": (0.56, 0.16, 0.08, 0.2),
+    "figures": (0.5, 0.25, 0.1, 0.15),
+    "mpii": (0.56, 0.16, 0.08, 0.2),
 }
 
 # Which data sets know a field that not all know.
@@ -57,19 +62,21 @@ class DataConfig:
     """One data set, its image size, its splits and how it is held.
 
     Attributes:
-        name: "digits" (scikit-learn's) or "digit_clips" (those digits in motion), which need
-            nothing; "cifar10", "imagenet" (ILSVRC2012) or "jester" (20BN-Jester clips) in their
-            published forms; or "folder" (the user's own class folders).
-        root: folder or archive the data set is read from; None for "digits" and "digit_clips".
-        image_size: side in pixels; the short side is resized to it, then the centre is cut out.
-            None keeps the images as they are, all of one size; for "digit_clips" it means 32, for
-            "imagenet" 224, for "jester" 100 (its frames' height).
-        seed: of the deal into splits, and of the motions of "digit_clips"; >= 0.
+        name: "digits" (scikit-learn's), "digit_clips" (those digits in motion) or "figures"
+            (rendered people with known joints), which need nothing; "cifar10", "imagenet"
+            (ILSVRC2012), "jester" (20BN-Jester clips) or "mpii" (human pose) in their published
+            forms; or "folder" (the user's own class folders).
+        root: folder or archive the data set is read from; None for what needs nothing.
+        image_size: side in pixels; the short side is resized to it, then the centre is cut out; of
+            "mpii" the square around a person is. None keeps the images as they are, all of one
+            size; for "digit_clips" it means 32, for "imagenet" 224, for "jester" 100 (its frames'
+            height), for "figures" 128, for "mpii" 256.
+        seed: of the deal into splits, and of what "digit_clips" and "figures" show; >= 0.
         fractions: shares of (path_train, controller_train, controller_val, test), summing to 1;
             None takes `DEFAULT_FRACTIONS` of the data set. Where the source has its own test part
             that part is `test`, its share is unused and the other three are scaled to sum to 1.
         limit: at most so many samples of each class from each part of the source; None takes all.
-            Of "digit_clips" exactly so many are made; None: 600.
+            Of "digit_clips" and "figures" exactly so many are made; None: 600 and 1500.
         cache: folder of decoded arrays; None takes $FLYBALL_CACHE, else the user's cache folder.
         frames: T of a clip; None: 16. Clips alone have it.
         width: of a "jester" frame, which is stretched to image_size x width; None: 160 without an
@@ -83,15 +90,17 @@ class DataConfig:
         access: "cache" decodes once to a memory-mapped file; "stream" decodes what is asked for,
             each time; "auto" caches what decodes to at most `cache_limit_mb` and streams the rest.
         cache_limit_mb: of "auto", in 10^6 bytes.
-        workers: threads that decode single samples (streaming, "imagenet", "jester"); 0 decodes in
-            the caller's.
+        workers: threads that decode single samples (streaming, "imagenet", "jester", "mpii"); 0
+            decodes in the caller's.
 
     Raises:
         UnknownName: there is no such data set or access.
         InvalidSetting: another field breaks its rule.
     """
 
-    name: Literal["digits", "digit_clips", "cifar10", "folder", "imagenet", "jester"] = "digits"
+    name: Literal[
+        "digits", "digit_clips", "cifar10", "folder", "imagenet", "jester", "figures", "mpii"
+    ] = "digits"
     root: str | None = None
     image_size: int | None = None
     seed: int = 0

@@ -49,6 +49,7 @@ def load_images(
     once into the cache and mapped from there; what would take more than `config.cache_limit_mb` is
     streamed. "folder" and "cifar10" are found in the cache by content, the others by names, sizes
     and dates; unchanged files are not even looked through again. Rows run by part, class and name.
+    "figures" and "mpii" give a `PoseSet`, an image set with key points.
 
     The fingerprint of a set that is streamed knows its pixels by names, sizes and dates of the
     files alone: a copy with new dates, or the same files packed otherwise, is a new set.
@@ -69,9 +70,11 @@ def load_images(
     tell, check = report or silent, check_shape or _take_any
     if config.name == "digits":
         return _digits(config)
-    if config.root is not None and config.name == "digit_clips":
+    if config.root is not None and config.name in ("digit_clips", "figures"):
         raise _no_root(config)
     cache = cache_folder(config)
+    if config.name == "figures":
+        return _figures(config, cache, tell, check)
     if config.name == "digit_clips":
         plan = plan_digit_clips(config)
         images = _mapped(config, _stored(config, plan, cache, tell, check))
@@ -105,8 +108,8 @@ def _from_files(
         listing = _without_corrupt(listing, config, cache, report)
     if _fits(config, listing.decoded_bytes):
         stored = _stored(config, plan_of(listing, config.workers), cache, report, check)
-        return _mapped(config, stored)
-    return _image_set(
+        return source.complete(_mapped(config, stored), listing.reader)
+    streamed = _image_set(
         config,
         StreamedPixels(listing.reader, listing.shape, config.workers),
         listing.parts,
@@ -114,6 +117,18 @@ def _from_files(
         pixels_digest=fingerprint_of("streamed", listing.token, listing.state),
         skipped=listing.skipped,
     )
+    return source.complete(streamed, listing.reader)
+
+
+def _figures(config: DataConfig, cache: Path, report: Report, check: CheckShape) -> ImageSet:
+    # here, because poses are image sets and import this package
+    from flyball.datapaths.pose.figures import figures_of, plan_figures
+    from flyball.datapaths.pose.pose_set import posed
+
+    images = _mapped(config, _stored(config, plan_figures(config), cache, report, check))
+    figures = figures_of(config)
+    known = replace(images, difficulty=figures.difficulty)
+    return posed(known, figures.key_points, figures.head_sizes)
 
 
 def _fits(config: DataConfig, decoded_bytes: int) -> bool:
@@ -189,8 +204,9 @@ def _digits(config: DataConfig) -> ImageSet:
 
 
 def _no_root(config: DataConfig) -> InvalidSetting:
+    origin = "is drawn here" if config.name == "figures" else "comes with scikit-learn"
     return InvalidSetting(
-        f"{config.name!r} comes with scikit-learn and has no root; got data.root={config.root}. "
+        f"{config.name!r} {origin} and has no root; got data.root={config.root}. "
         "Give --set data.name=cifar10 or data.name=folder with it, or leave it out."
     )
 

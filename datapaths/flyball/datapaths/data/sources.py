@@ -20,11 +20,13 @@ from flyball.datapaths.data.class_layout import is_image
 from flyball.datapaths.data.config import DataConfig
 from flyball.datapaths.data.containers import Container, open_container
 from flyball.datapaths.data.decode import Sizing
+from flyball.datapaths.data.image_set import ImageSet
 from flyball.datapaths.data.imagenet import is_imagenet_file, list_imagenet
 from flyball.datapaths.data.jester import list_jester
 from flyball.datapaths.data.listing import Listing
 from flyball.datapaths.data.plan import Plan
 from flyball.datapaths.data.random_files import Entries
+from flyball.datapaths.data.samples import Reader
 from flyball.datapaths.errors import DataError
 from flyball.datapaths.progress import Report
 
@@ -32,6 +34,12 @@ __all__ = ["Source", "open_source"]
 
 _IMAGENET_SIDE = 224
 _JESTER_FRAMES = 16
+_MPII_SIDE = 256
+
+
+def _as_it_is(images: ImageSet, reader: Reader) -> ImageSet:
+    """Adds nothing."""
+    return images
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Source:
         listing: looks it through to be read sample by sample.
         decoded_bytes: at most what a plan would take, found cheaply; 0 where that cannot be.
         can_list: `listing` works.
+        complete: adds to a set that was listed what its reader knows beside pixels and labels.
     """
 
     container: Container | None
@@ -51,6 +60,7 @@ class Source:
     listing: Callable[[Report], Listing]
     decoded_bytes: Callable[[], int] = lambda: 0
     can_list: bool = True
+    complete: Callable[[ImageSet, Reader], ImageSet] = _as_it_is
 
 
 def open_source(config: DataConfig) -> Source:
@@ -64,6 +74,8 @@ def open_source(config: DataConfig) -> Source:
     container = _container_of(config)
     if config.name == "imagenet":
         return Source(None, None, partial(_imagenet, config, container))
+    if config.name == "mpii":
+        return Source(None, None, partial(_mpii, config, container), complete=_with_key_points)
     can_list = config.name == "folder" and not container.is_compressed
     return Source(
         container,
@@ -97,6 +109,27 @@ def _imagenet(config: DataConfig, container: Container, report: Report) -> Listi
         names=None if config.names is None else Path(config.names),
         report=report,
     )
+
+
+def _mpii(config: DataConfig, container: Container, report: Report) -> Listing:
+    from flyball.datapaths.pose.mpii import is_mpii_file, list_mpii
+
+    return list_mpii(
+        container,
+        Entries(container, is_mpii_file),
+        image_size=_MPII_SIDE if config.image_size is None else config.image_size,
+        limit=config.limit,
+        skip_corrupt=config.skip_corrupt,
+        report=report,
+    )
+
+
+def _with_key_points(images: ImageSet, reader: Reader) -> ImageSet:
+    from flyball.datapaths.pose.mpii import PersonReader
+    from flyball.datapaths.pose.pose_set import posed
+
+    assert isinstance(reader, PersonReader)
+    return posed(images, reader.key_points, reader.head_sizes)
 
 
 def _class_folders(config: DataConfig, container: Container, report: Report) -> Listing:

@@ -22,10 +22,10 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
+from flyball.datapaths.checks import check_rules
 from flyball.datapaths.cost import CostModel, executed_macs, linear_macs, measured_macs
 from flyball.datapaths.detection.bodies import BodyConfig, make_halves
 from flyball.datapaths.detection.detection_set import ImageTruth
-from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.execution import Gates, Sliced
 from flyball.datapaths.modules import TNorm
 from flyball.datapaths.network import ThrottleableNetwork
@@ -87,12 +87,7 @@ class DetectorConfig:
             ("least_score", 0.0 <= self.least_score < 1.0, "in [0, 1)"),
             ("overlap", 0.0 < self.overlap < 1.0, "in (0, 1)"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise InvalidSetting(
-                    f"detector.{name} must be {rule}; it is {getattr(self, name)!r}. "
-                    f"Change it with --set detector.{name}=VALUE."
-                )
+        check_rules(self, "detector", rules)
 
     @property
     def anchors(self) -> tuple[float, ...]:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flyball.datapaths.checkpoint import resume_checkpoint, save_checkpoint
+from flyball.datapaths.checks import check_rules
 from flyball.datapaths.detection.detection_set import DetectionSet, ImageTruth
 from flyball.datapaths.detection.detector import ThrottleableDetector
-from flyball.datapaths.errors import DataError, InvalidSetting, NotFinite, unknown_name
+from flyball.datapaths.errors import DataError, NotFinite, unknown_name
 from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.progress import Progress, Report, silent
 from flyball.datapaths.splits import PATH_TRAIN
@@ -89,12 +90,7 @@ class DetectorTraining:
             ("clip_norm", self.clip_norm > 0, "above 0"),
             ("seed", self.seed >= 0, "at least 0"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise InvalidSetting(
-                    f"training.{name} must be {rule}; it is {getattr(self, name)!r}. "
-                    f"Change it with --set training.{name}=VALUE."
-                )
+        check_rules(self, "training", rules)
 
 
 @dataclass(frozen=True)

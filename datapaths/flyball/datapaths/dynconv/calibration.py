@@ -1,7 +1,7 @@
 """Budgets that are kept: an offset for every budget, so that asking 30 % executes 30 %.
 
 Training aims at a budget and misses it by some points (FACTS: 3 to 8 as published). Adding one
-number to every soft decision moves the executed share monotonically, so bisection on held-out
+number to every soft decision moves the executed share monotonically, so a search on held-out
 inputs finds the number for each budget; no labels are read. B batch, b conditional blocks.
 """
 
@@ -23,6 +23,7 @@ WIDEST = 32.0
 """Offsets are sought in [-32, 32]; soft decisions are far smaller."""
 CLOSE_ENOUGH = 5e-4
 MOST_TRIES = 24
+NARROWEST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -111,26 +112,31 @@ def calibrate(
 
 
 def _sought(share_of: Callable[[float], float], budget: float, start: float) -> tuple[float, float]:
-    """An offset whose share is the budget's: brackets it from `start`, then bisects."""
-    low = high = start
-    step, share = 1.0, share_of(start)
-    best = (start, share)
-    while share > budget and low > -WIDEST:
-        high, low = low, low - step
-        share, step = share_of(low), step * 2
-        best = _closer(best, (low, share), budget)
-    while share < budget and high < WIDEST and low == start:
-        low, high = high, high + step
-        start = low
-        share, step = share_of(high), step * 2
-        best = _closer(best, (high, share), budget)
+    """An offset whose share is the budget's: brackets it from `start`, then false position."""
+    given = (start, share_of(start))
+    best, step = given, 0.5 if given[1] < budget else -0.5
+    low = high = given
+    while (given[1] < budget) == (step > 0) and abs(given[0]) < WIDEST:
+        low, high = (given, high) if step > 0 else (low, given)
+        given = (given[0] + step, share_of(given[0] + step))
+        best = _closer(best, given, budget)
+        step *= 2
+    low, high = (low, given) if step > 0 else (given, high)
+    kept = 0
     for _ in range(MOST_TRIES):
-        if abs(best[1] - budget) <= CLOSE_ENOUGH:
+        if abs(best[1] - budget) <= CLOSE_ENOUGH or high[0] - low[0] < NARROWEST:
             break
-        middle = 0.5 * (low + high)
-        share = share_of(middle)
-        best = _closer(best, (middle, share), budget)
-        low, high = (low, middle) if share > budget else (middle, high)
+        # The Illinois rule: an end that stayed counts half, or it would stay for ever.
+        below = (low[1] - budget) * (0.5 if kept > 1 else 1.0)
+        above = (high[1] - budget) * (0.5 if kept < -1 else 1.0)
+        share = 0.5 if above <= below else -below / (above - below)
+        middle = low[0] + min(0.95, max(0.05, share)) * (high[0] - low[0])
+        given = (middle, share_of(middle))
+        best = _closer(best, given, budget)
+        if given[1] > budget:
+            high, kept = given, max(1, kept + 1)
+        else:
+            low, kept = given, min(-1, kept - 1)
     return best
 
 

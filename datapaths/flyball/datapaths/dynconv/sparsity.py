@@ -10,9 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from flyball.datapaths.checks import check_rules
 from flyball.datapaths.dynconv.masks import Decision
 from flyball.datapaths.dynconv.network import NetworkCost, check_budget
-from flyball.datapaths.errors import InvalidSetting, unknown_name
+from flyball.datapaths.errors import unknown_name
 
 __all__ = [
     "Criterion",
@@ -78,12 +79,7 @@ class SparsityConfig:
             ("last_temperature", last > 0, "above 0"),
             ("quiet", 0 <= self.quiet <= 1, "in [0, 1]"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise InvalidSetting(
-                    f"path.sparsity.{name} must be {rule}; it is {getattr(self, name)!r}. "
-                    f"Change it with --set path.sparsity.{name}=VALUE."
-                )
+        check_rules(self, "path.sparsity", rules)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def penalty_of(c: Tensor, u: Tensor, *, penalty: Penalty, power: int) -> Tensor:
     if penalty not in get_args(Penalty):
         raise InvalidSetting(
             f"The penalty on complexity is 'distance' or 'hinge'; it is {penalty!r}. "
-            "Set it with --set gates.penalty=distance."
+            "Give GateConfig(penalty='distance')."
         )
     charge = distance_penalty if penalty == "distance" else hinge_penalty
     return charge(c, u, power=power)
@@ -107,7 +107,7 @@ def component_weights(network: ThrottleableNetwork, weighting: Weighting = "unif
     if weighting not in get_args(Weighting):
         raise InvalidSetting(
             f"Components are weighed 'uniform' or by 'macs', not {weighting!r}. "
-            "Set it with --set gates.weighting=uniform."
+            "Give GateConfig(weighting='uniform')."
         )
     if weighting == "uniform":
         return torch.ones(sum(network.components), dtype=torch.float64)
@@ -122,6 +122,6 @@ def _raised(distance: Tensor, power: int) -> Tensor:
     if isinstance(power, bool) or power not in (1, 2):
         raise InvalidSetting(
             f"The power of a complexity penalty is 1 or 2 (TNN Eqs. 5 and 6); it is {power!r}. "
-            "Set it with --set gates.power=2."
+            "Give GateConfig(power=2)."
         )
     return distance if power == 1 else distance * distance

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flyball.datapaths.checks import check_rules
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.learned_gates.complexity import Penalty, Weighting
 from flyball.datapaths.learned_gates.gate_networks import GateKind
@@ -114,17 +115,12 @@ class GateConfig:
             ("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0"),
             ("seed", _is_count(self.seed, least=0), "an integer of at least 0"),
         ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise InvalidSetting(
-                    f"gates.{name} must be {rule}; it is {getattr(self, name)!r}. "
-                    f"Change it with --set gates.{name}=VALUE."
-                )
+        check_rules(self, "gates", rules, advice="Give GateConfig(NAME=VALUE).")
         is_alone = self.estimator == "reinforce" and self.draws < 2
         if is_alone and self.baseline == "leave_one_out":
             raise InvalidSetting(
                 "A leave-one-out baseline compares an example's draws with each other; there is "
-                f"{self.draws}. Set --set gates.draws=2, or --set gates.baseline=moving_average."
+                f"{self.draws}. Give GateConfig(draws=2), or GateConfig(baseline='moving_average')."
             )
 
 
@@ -152,13 +148,13 @@ def least_in_force(network: ThrottleableNetwork, min_active: int | None) -> tupl
             raise InvalidSetting(
                 f"T-module {name} has no skip connection, so at least {need} of its {n} "
                 f"components stays on; gates.min_active is {min_active}, and a learned gate could "
-                f"switch it off whole. Set --set gates.min_active={max(network.least)}, or leave "
+                f"switch it off whole. Give GateConfig(min_active={max(network.least)}), or leave "
                 "it unset."
             )
         if min_active > n:
             raise InvalidSetting(
                 f"T-module {name} has {n} components; gates.min_active keeps {min_active} on. "
-                f"Set --set gates.min_active={min(network.components)} or less."
+                f"Give GateConfig(min_active={min(network.components)}) or less."
             )
     return (min_active,) * len(network.components)
 

@@ -60,8 +60,7 @@ class GateShape:
         for name, value, holds, rule in rules:
             if not holds:
                 raise InvalidSetting(
-                    f"gates.{name} must be {rule}; it is {value!r}. "
-                    f"Change it with --set gates.{name}=VALUE."
+                    f"gates.{name} must be {rule}; it is {value!r}. Give GateConfig({name}=VALUE)."
                 )
         if not self.components or min(self.components) < 1:
             raise InvalidSetting(
@@ -71,7 +70,7 @@ class GateShape:
         if self.kind == "contextual" and len(self.input_shape) not in (3, 4):
             raise InvalidSetting(
                 "A contextual gate sees images (C, H, W) or clips (C, T, H, W); this network "
-                f"takes {self.input_shape}. Use a blind gate: --set gates.gate=blind."
+                f"takes {self.input_shape}. Use a blind gate: GateConfig(gate='blind')."
             )
 
 

@@ -139,7 +139,7 @@ def train_gates(
                     raise NotFinite(
                         f"The loss of gates became {drawn.task} (objective {drawn.loss}) at epoch "
                         f"{epoch}, step {step} of {steps}. Lower the rate: "
-                        f"--set gates.learning_rate={config.learning_rate / 4:g}."
+                        f"GateConfig(learning_rate={config.learning_rate / 4:g})."
                     )
                 for group in optimizer.param_groups:
                     nn.utils.clip_grad_norm_(group["params"], config.clip_norm)
