@@ -1,5 +1,6 @@
 """Sets of images and clips in four splits: scikit-learn's digits, still and in motion, CIFAR-10,
-ImageNet, 20BN-Jester, and any folder or archive of class folders; mapped from a cache or streamed.
+ImageNet, 20BN-Jester, people with key points (drawn, or MPII's), and any folder or archive of class
+folders; mapped from a cache or streamed.
 """
 
 from flyball.datapaths.data.config import DEFAULT_FRACTIONS, DataConfig

@@ -162,6 +162,7 @@ def _executed_share(
             moved = x.new_zeros(len(x), blocks) if shifts is None else shifts
             masking = SparseMasking(moved + offset)
             network.run(x, masking)
+            masking.check()
             spent += float(cost.executed(masking.decisions).sum())
             count += len(x)
     return spent / count / cost.conditional

@@ -187,7 +187,8 @@ class TrainingMasking(Masking):
             return None
         # Sums over many channels and a threshold: half precision would decide by rounding.
         with torch.autocast(x.device.type, enabled=False):
-            soft = block.unit(x.float())
+            is_half = x.dtype in (torch.float16, torch.bfloat16)
+            soft = block.unit(x.float() if is_half else x)
         if self._shifts is not None:
             soft = soft + self._shifts[:, block.position, None, None, None]
         noise = None if self._generator is None else logistic_noise(soft, self._generator)
@@ -218,6 +219,20 @@ class SparseMasking(Masking):
         super().__init__(is_sparse=True)
         self._shifts, self._given = shifts, given
         self._is_counted, self._keep = is_counted, keep
+        self._nans: list[Tensor] = []
+
+    def check(self) -> None:
+        """That every soft decision of the pass was a number; waits for the device.
+
+        Raises:
+            NotFinite: one was NaN; names the first block.
+        """
+        if self._nans and bool(torch.stack(self._nans).any()):
+            block = int(torch.stack(self._nans).nonzero()[0])
+            raise NotFinite(
+                f"The mask unit of block {block} gave NaN for its soft decisions. "
+                "Train the network again with a lower learning rate."
+            )
 
     def decide(self, block: "ConditionalBlock", x: Tensor) -> Tensor | None:
         super().decide(block, x)
@@ -229,11 +244,7 @@ class SparseMasking(Masking):
             soft = block.unit(x)
             if self._shifts is not None:
                 soft = soft + self._shifts[:, block.position, None, None, None]
-            if bool(soft.isnan().any()):
-                raise NotFinite(
-                    f"The mask unit of block {block.position} gave NaN for its soft decisions. "
-                    "Train the network again with a lower learning rate."
-                )
+            self._nans.append(soft.isnan().any())
             mask = soft >= 0
         if self._is_counted:
             self._note(block, x, mask, keep=self._keep)

@@ -163,26 +163,30 @@ class DynConvNetwork(nn.Module):
         return self.run(x, masking), masking.decisions
 
     def costs(self) -> NetworkCost:
-        """Every MAC of one sample, found by one pass without numbers."""
-        blank = copy.deepcopy(self).to("meta").eval()
+        """Every MAC of one sample, found by one pass of no samples."""
         counts = {"fixed": 0, "units": 0}
-        kinds = _kinds_of_layers(blank)
+        kinds = _kinds_of_layers(self)
 
         def count(layer: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> None:
             kind = kinds[layer]
             if kind == "branch":
                 return
             if isinstance(layer, nn.Conv2d):
-                counts[kind] += y[0].numel() * layer.weight[0].numel()
+                counts[kind] += y.shape[1:].numel() * layer.weight[0].numel()
             elif isinstance(layer, nn.Linear):
-                counts[kind] += y[0].numel() * layer.in_features
+                counts[kind] += y.shape[1:].numel() * layer.in_features
 
         hooks = [layer.register_forward_hook(count) for layer in kinds]
-        masking = _Visiting()
-        with torch.no_grad():
-            blank.run(torch.empty(1, *self.input_shape, device="meta"), masking)
-        for hook in hooks:
-            hook.remove()
+        masking, was_training = _Visiting(), self.training
+        like = next(self.parameters())
+        try:
+            self.eval()
+            with torch.no_grad():
+                self.run(like.new_empty(0, *self.input_shape), masking)
+        finally:
+            self.train(was_training)
+            for hook in hooks:
+                hook.remove()
         blocks = [block.cost(*size) for block, size in masking.visits if block.unit is not None]
         return NetworkCost(counts["fixed"], counts["units"], tuple(blocks))
 

@@ -393,6 +393,8 @@ class DynConvPath(FrozenModule):
                 blank = x.new_zeros(len(x), len(self.cost.blocks))
                 masking = SparseMasking((blank if shifts is None else shifts) + offset, keep=keep)
             run = network.run(normalised, masking)
+        if isinstance(masking, SparseMasking):
+            masking.check()
         logits = run.logits[:, -1] if self.spec.task == "pose" else run.logits
         # Out of inference mode, so that what is returned is a plain tensor.
         return run._replace(logits=logits.float().clone(), pooled=run.pooled.clone()), masking
