@@ -651,7 +651,7 @@ def test_the_verb_lists_analyses_and_runs_one(
 ) -> None:
     assert main(["analyse"]) == 0
     listed = capsys.readouterr().out
-    for figure, name in zip((3, 4, 5, 8, 9, 10), ANALYSES, strict=True):
+    for figure, name in zip((3, 4, 5, 8, 9, 10), list(ANALYSES)[:6], strict=True):
         assert f"(TNN Fig. {figure})." in next(s for s in listed.splitlines() if name in s)
     settings = [part for text in (f"storage.root={root}", *QUICK) for part in ("--set", text)]
     assert main(["analyse", "per_class", "digits", "--json", *settings]) == 0

@@ -25,7 +25,10 @@ def run_analyse(options: argparse.Namespace) -> int:
         return 0
     jobs = [with_overrides(preset(name), options.settings) for name in options.presets]
     chosen = AnalysisOptions(
-        vanilla=not options.no_vanilla, comparisons=_named_folders(options.comparison)
+        vanilla=not options.no_vanilla,
+        comparisons=_named_folders(options.comparison),
+        samples=options.samples,
+        images=options.images,
     )
     tell = None if options.json else _tell
     with ProgressBars(is_quiet=options.json) as bars:
@@ -47,9 +50,11 @@ def run_analyse(options: argparse.Namespace) -> int:
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """Benchmarks, side by side and in CPU time: `training` of controllers, `tnn` networks."""
-    if options.picture is not None and options.benchmark != "tnn":
-        raise InvalidSetting("--picture is of `flyball bench tnn`; the others draw none.")
+    """Benchmarks, side by side and in CPU time: `training` of controllers, `tnn`, `dynconv`."""
+    if options.picture is not None and options.benchmark == "training":
+        raise InvalidSetting("--picture is of `flyball bench tnn` and `dynconv`; draw one of them.")
+    if (options.path or options.images) and options.benchmark != "dynconv":
+        raise InvalidSetting("--path and --images are of `flyball bench dynconv`; leave them out.")
     with ProgressBars(is_quiet=options.json) as bars:
         lines, rows = _BENCHMARKS[options.benchmark](options, bars)
     _print(options, [asdict(row) for row in rows], lines)
@@ -105,7 +110,18 @@ def _bench_tnn(options: argparse.Namespace, bars: ProgressBars) -> tuple[list[st
     return lines, rows
 
 
-_BENCHMARKS = {"training": _bench_training, "tnn": _bench_tnn}
+def _bench_dynconv(options: argparse.Namespace, bars: ProgressBars) -> tuple[list[str], Any]:
+    from flyball.platform.bench_dynconv import bench_dynconv_table, run_bench_dynconv
+    from flyball.platform.bench_dynconv_picture import draw_bench_dynconv
+
+    found = run_bench_dynconv(path=options.path, images=options.images, report=bars)
+    lines = bench_dynconv_table(found).splitlines()
+    if options.picture is not None:
+        lines += ["", f"Picture        {draw_bench_dynconv(found, Path(options.picture))}"]
+    return lines, (*found.rows, *found.splits)
+
+
+_BENCHMARKS = {"training": _bench_training, "tnn": _bench_tnn, "dynconv": _bench_dynconv}
 
 
 def _named_folders(texts: Sequence[str]) -> dict[str, Path]:

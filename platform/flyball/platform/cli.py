@@ -26,7 +26,7 @@ VERBS = {
     "serve": "answer over HTTP with a registered governor",
     "demo": "let a registered governor answer some test images, one line each",
     "detect": "train a throttleable detector and govern it: mAP of every arm, and the ladder",
-    "analyse": "tables and pictures: gates, components, curves, per_class, controller, measured",
+    "analyse": "tables and pictures of finished jobs; without a name, a list of them",
     "bench": "benchmarks, measured side by side",
 }
 ANALYSIS_VERBS = ("analyse", "bench", "detect")
@@ -91,8 +91,12 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--count", type=int, default=10, help="how many test images")
             verb.add_argument("--budget", type=float, help="mean net throttle ratio to hold")
         if name == "bench":
-            verb.add_argument("benchmark", choices=["training", "tnn"])
-            verb.add_argument("--picture", metavar="FILE", help="draw `tnn` into this PNG")
+            verb.add_argument("benchmark", choices=["training", "tnn", "dynconv"])
+            verb.add_argument("--picture", metavar="FILE", help="draw `tnn` or `dynconv` as a PNG")
+            for flag, of in (("--path", "FOLDER"), ("--images", "FILE.npy")):
+                verb.add_argument(
+                    flag, metavar=of, help="of `dynconv`: a trained network, and uint8 images of it"
+                )
         if name == "analyse":
             verb.add_argument("name", nargs="?", help="of the analysis; none: list them")
             verb.add_argument("presets", nargs="*", default=["digits"], help="default: digits")
@@ -106,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 "--no-vanilla", action="store_true", help="without the network trained at u = 1"
             )
+            for flag, default, of in (
+                ("--samples", 2000, "`executed`, `blocks`: at most so many images of a split"),
+                ("--images", 10, "`ponder`: so many images"),
+            ):
+                verb.add_argument(
+                    flag, type=int, default=default, metavar="N", help=f"of {of} ({default})"
+                )
 
     return parser
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flyball.controllers.evaluate import Evaluation
 from flyball.datapaths.arms import default_arms
-from flyball.datapaths.data import load_images
+from flyball.datapaths.data import ImageSet, load_images
 from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.files import read_json
+from flyball.datapaths.outcomes import truth_of
+from flyball.datapaths.pose import image_pckh
 from flyball.datapaths.splits import CONTROLLER_VAL, TEST
+from flyball.platform.governor import Predictions, sees_poses
 from flyball.platform.job import Job
 from flyball.platform.overrides import field_names, with_overrides
 from flyball.platform.prepare import prepare
@@ -54,20 +58,22 @@ def run_presets(options: argparse.Namespace) -> int:
 
 
 def run_path(options: argparse.Namespace) -> int:
-    """Phase 1 alone; prints the accuracy of every arm on controller_val."""
+    """Phase 1 alone; prints how right every arm is on controller_val, and what it costs."""
     job = _job(options)
     with ProgressBars(is_quiet=options.json) as bars:
         ready = prepare(job, report=bars)
         stage = build_path(ready, report=bars)
     path = served_path(stage.path, job)
     rows = ready.images.rows(CONTROLLER_VAL)
-    right = np.zeros(len(path.arms))
+    right, spent = np.zeros(len(path.arms)), np.zeros(len(path.arms))
     for some in np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE)):
         images = torch.from_numpy(np.asarray(ready.images.images[some])).float() / 255.0
-        labels = torch.from_numpy(np.asarray(ready.images.labels[some]))
+        truth = truth_of(ready.images, some)
         for arm, u in enumerate(path.arms):
-            right[arm] += float(path.judge(path(images, u).output, labels).correct.sum())
-    found = (right / len(rows)).tolist()
+            output, macs = path(images, u)
+            right[arm] += float(path.judge(output, truth).correct.sum())
+            spent[arm] += float(macs.sum())
+    found, executed = (right / len(rows)).tolist(), (spent / len(rows)).tolist()
     values = {
         "folder": str(stage.folder),
         "fingerprint": path.fingerprint,
@@ -76,12 +82,15 @@ def run_path(options: argparse.Namespace) -> int:
         "arms": path.arms,
         "controller_val_accuracy": found,
         "macs": path.arm_macs,
+        "controller_val_macs": executed,
     }
+    what = "key points" if sees_poses(path) else "accuracy"
     lines = [f"Data path {path.fingerprint} in {stage.folder}" + _reused(stage.was_reused)]
-    lines += [f"{'u':>6} {'accuracy':>9} {'MACs':>14} {'throttle ratio':>15}"]
+    lines += [f"{'u':>6} {what:>10} {'MACs':>14} {'throttle ratio':>15} {'executed':>9}"]
     lines += [
-        f"{u:>6.2f} {accuracy:>9.4f} {macs:>14,} {macs / path.full_macs:>15.4f}"
-        for u, accuracy, macs in zip(path.arms, found, path.arm_macs, strict=True)
+        f"{u:>6.2f} {share:>10.4f} {macs:>14,} {macs / path.full_macs:>15.4f} "
+        f"{mean / path.full_macs:>9.4f}"
+        for u, share, macs, mean in zip(path.arms, found, path.arm_macs, executed, strict=True)
     ]
     _print(options, values, lines)
     return 0
@@ -183,7 +192,7 @@ def run_models(options: argparse.Namespace) -> int:
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """Answers some test images with a registered governor: class, u and cost of each."""
+    """Answers some test images with a registered governor: how right, u and cost of each."""
     job = _job(options)
     if options.count < 1:
         raise InvalidSetting(f"--count is at least 1, not {options.count}.")
@@ -195,24 +204,30 @@ def run_demo(options: argparse.Namespace) -> int:
     given = governor.predict(pixels, options.budget)
     truth = [images.classes[label] for label in images.labels[rows]]
     full = governor.path.full_macs
+    right = _rightness(given, images, rows)
+    is_pose = given.key_points is not None
+    answers = [f"{share:.0%} found" for share in right] if is_pose else given.label
     lines = [f"{'image':>6}  {'truth':<12} {'answer':<12} {'sure':>5} {'u':>5} {'net ratio':>9}"]
     lines += [
-        f"{row:>6}  {true:<12} {label:<12} {confidence:>5.2f} {u:>5.2f} {macs / full:>9.3f}"
-        for row, true, label, confidence, u, macs in zip(
+        f"{row:>6}  {true:<12} {answer:<12} {confidence:>5.2f} {u:>5.2f} {macs / full:>9.3f}"
+        for row, true, answer, confidence, u, macs in zip(
             rows,
             truth,
-            given.label,
+            answers,
             given.confidence,
             given.utilization,
             given.macs,
             strict=True,
         )
     ]
-    right = sum(true == label for true, label in zip(truth, given.label, strict=True))
     ratio = float(given.macs.mean()) / full
-    lines.append(f"{right} of {len(rows)} right at a mean net throttle ratio of {ratio:.3f}")
+    told = (
+        f"{right.mean():.1%} of the key points" if is_pose else f"{right.sum():.0f} of {len(rows)}"
+    )
+    lines.append(f"{told} right at a mean net throttle ratio of {ratio:.3f}")
     values = {name: np.asarray(column).tolist() for name, column in given.columns().items()}
-    _print(options, {**values, "truth": truth, "row": rows.tolist()}, lines)
+    told_of = {"truth": truth, "correct": right.tolist(), "row": rows.tolist()}
+    _print(options, {**values, **told_of}, lines)
     return 0
 
 
@@ -226,6 +241,15 @@ def run_serve(options: argparse.Namespace) -> int:
         '(POST {"inputs": IMAGES}); end it with Ctrl-C.'
     )
     return serve_model(tracking, job.model_name, alias, port=options.port)
+
+
+def _rightness(given: Predictions, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """How right every answer is: 1 or 0 of a class, the share of an image's key points; (B,)."""
+    truth = truth_of(images, rows)
+    if given.key_points is None:
+        return (given.prediction == np.asarray(truth)).astype(np.float32)
+    shares: NDArray[Any] = image_pckh(torch.from_numpy(given.key_points[..., :2]), truth).numpy()
+    return shares
 
 
 def _tracking_there(job: Job) -> Tracking | None:

@@ -1,12 +1,12 @@
 """The governor: a frozen data path and the controller that says how much of it each input gets.
 
 It serves; it neither trains nor records. It imports no environment, Ray or MLflow, so that it runs
-where those are not installed. B batch, C channels, T frames, H, W, K arms.
+where those are not installed. B batch, C channels, T frames, H, W, K arms, J key points.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -17,10 +17,23 @@ from flyball.controllers.protocol import Controller, NetworkController, check_ar
 from flyball.datapaths.errors import DataError, ShapeMismatch
 from flyball.datapaths.paths import DataPath, device_of, open_path
 
-__all__ = ["CONTROLLER_FOLDER", "PATH_FOLDER", "Governor", "Predictions"]
+__all__ = ["CONTROLLER_FOLDER", "PATH_FOLDER", "Governor", "PosePath", "Predictions", "sees_poses"]
 
 PATH_FOLDER = "path"
 CONTROLLER_FOLDER = "controller"
+
+
+class PosePath(DataPath, Protocol):
+    """A data path whose output is heat maps of key points."""
+
+    def key_points(self, output: torch.Tensor) -> torch.Tensor:
+        """x, y in input pixels and the peak of every key point; float32 (B, J, 3)."""
+        ...
+
+
+def sees_poses(path: DataPath) -> TypeGuard[PosePath]:
+    """Whether a data path finds key points; one of another task tells classes apart."""
+    return getattr(path.spec, "task", None) == "pose"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +48,8 @@ class Predictions:
         utilization: the chosen u, float32 (B,).
         macs: multiply-accumulates of data path, controller and context together, int64 (B,).
         forwards_avoided: images whose answer was the context pass's own: arm 0 never runs twice.
+        key_points: x, y in input pixels and the heat map's peak in [0, 1], float32 (B, J, 3);
+            None of a classifier.
     """
 
     prediction: NDArray[np.int64]
@@ -44,18 +59,24 @@ class Predictions:
     utilization: NDArray[np.float32]
     macs: NDArray[np.int64]
     forwards_avoided: int
+    key_points: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.prediction)
 
     def columns(self) -> dict[str, Any]:
-        """The per-image figures by name, each of length B: a table."""
+        """The per-image figures by name, each of length B: a table.
+
+        `key_points`, J lists of x, y and peak, is a column of pose networks alone.
+        """
+        seen = {} if self.key_points is None else {"key_points": self.key_points.tolist()}
         return {
             "prediction": self.prediction,
             "label": list(self.label),
             "confidence": self.confidence,
             "utilization": self.utilization,
             "macs": self.macs,
+            **seen,
         }
 
 
@@ -131,9 +152,8 @@ class Governor:
             output[rows] = answer.output.cpu()
             macs[rows] += answer.macs.cpu()
         if output is None:
-            output = torch.zeros(0, len(self.path.classes))
-        # Nobody knows the truth here: of the judgement only answer and confidence are used.
-        judged = self.path.judge(output, torch.zeros(len(x), dtype=torch.int64))
+            output = self.path(x.to(device), self.path.arms[0]).output.cpu()
+        judged = self.path.read(output)
         return Predictions(
             prediction=judged.answer.numpy(),
             label=tuple(self.path.classes[index] for index in judged.answer.tolist()),
@@ -142,7 +162,13 @@ class Governor:
             utilization=np.asarray(self.path.arms, np.float32)[arm.numpy()],
             macs=macs.numpy(),
             forwards_avoided=len(x) - int(pending.sum()),
+            key_points=self._key_points(output),
         )
+
+    def _key_points(self, output: torch.Tensor) -> NDArray[np.float32] | None:
+        if not sees_poses(self.path):
+            return None
+        return self.path.key_points(output).numpy().astype(np.float32)
 
 
 def _checked(images: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:

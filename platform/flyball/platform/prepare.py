@@ -12,6 +12,7 @@ from flyball.datapaths.dynconv.config import DynConvConfig
 from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.family_weights import check_models
+from flyball.datapaths.pose import JOINTS
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import PATH_TRAIN, SPLITS
 from flyball.envs.observations import check_size
@@ -21,6 +22,8 @@ from flyball.platform.run_folder import RunFolder, check_storage
 from flyball.platform.tracking import check_tracking, checked_name
 
 __all__ = ["Prepared", "fitted_network", "prepare", "use_threads"]
+
+POSE_SETS = ("figures", "mpii")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Prepared:
 
 
 def prepare(job: Job, *, report: Report = silent) -> Prepared:
-    """Checks storage, tracking, cluster, device, weights, images and network, in this order.
+    """Checks storage, tracking, cluster, device, weights, task, images and network, in this order.
 
     Also sets how many threads torch computes with in this process.
 
@@ -58,6 +61,7 @@ def prepare(job: Job, *, report: Report = silent) -> Prepared:
     device = _device(job.compute.device)
     checked_name(job.model_name)
     _check_weights(job.path)
+    _check_dynamic(job)
     images = load_images(
         job.data,
         report=report,
@@ -135,6 +139,30 @@ def _check_weights(network: Any) -> None:
             "file. Name it with --set path.weights=FILE, or take torchvision's with "
             "--set path.weights=DEFAULT."
         )
+
+
+def _check_dynamic(job: Job) -> None:
+    """What a dynamic convolution network learns and costs is what data and atlas can give."""
+    if not isinstance(job.path, DynConvConfig):
+        return
+    asked = job.outcomes.cost_model
+    if asked != "executed":
+        raise InvalidSetting(
+            "A dynamic convolution network costs what its masks execute, image by image; "
+            f"outcomes.cost_model is {asked!r}. Set --set outcomes.cost_model=executed."
+        )
+    if job.path.task == "pose":
+        if job.data.name not in POSE_SETS:
+            raise DataError(
+                f"A pose network learns key points, and {job.data.name} has none. Set "
+                + " or ".join(f"--set data.name={name}" for name in POSE_SETS)
+                + "."
+            )
+        if job.path.network.classes != len(JOINTS):
+            raise InvalidSetting(
+                f"{job.data.name} has {len(JOINTS)} key points, and the network finds "
+                f"{job.path.network.classes}. Set --set path.network.classes={len(JOINTS)}."
+            )
 
 
 def _device(asked: str) -> str:

@@ -1,63 +1,37 @@
 """From the name of an analysis and jobs to its folder and its run in MLflow."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flyball.datapaths.errors import InvalidSetting, unknown_name
-from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.files import fingerprint_of
-from flyball.datapaths.learned_gates.comparison import Comparison
-from flyball.datapaths.learned_gates.comparison_config import ComparisonConfig
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import TEST
 from flyball.platform.analyses.analysis import Analysis, Written, write_analysis
 from flyball.platform.analyses.artifacts import (
-    Finished,
     chosen_arms,
     finished,
     finished_controller,
-    vanilla_of,
 )
-from flyball.platform.analyses.comparisons import comparison_of, open_comparison
 from flyball.platform.analyses.components import component_use
 from flyball.platform.analyses.controller import controller_against_fixed
 from flyball.platform.analyses.curves import Source, throttling_curves
+from flyball.platform.analyses.dynamic_run import blocks, executed, ponder, static
 from flyball.platform.analyses.gates import compare_methods
 from flyball.platform.analyses.means import rows_of
 from flyball.platform.analyses.measured import measure_path
 from flyball.platform.analyses.per_class import class_curves
+from flyball.platform.analyses.request import AnalysisOptions, Found, Request, parents_of
 from flyball.platform.analyses.tables import columns_of
-from flyball.platform.analyses.timing import MeasureConfig
 from flyball.platform.job import Job
-from flyball.platform.prepare import prepare
 from flyball.platform.run_folder import check_storage
 from flyball.platform.tracking import check_tracking, open_tracking
 from flyball.platform.tracking.analyses import AnalysisRun, record_analysis
 
 __all__ = ["ANALYSES", "AnalysisOptions", "AnalysisResult", "run_analysis"]
-
-
-@dataclass(frozen=True)
-class AnalysisOptions:
-    """What an analysis may be told beside its jobs.
-
-    Attributes:
-        vanilla: "curves", "per_class", "controller": train the network at u = 1 only, too, where
-            it does not lie in the run folder.
-        comparisons: "gates", "components": folders of comparisons that were made elsewhere, by
-            name of the network; where given, nothing is trained.
-        compare: the same two: how to compare; None: the job's Phase 1 and the defaults.
-        measure: of "measured".
-    """
-
-    vanilla: bool = True
-    comparisons: Mapping[str, Path] = field(default_factory=dict)
-    compare: ComparisonConfig | None = None
-    measure: MeasureConfig = field(default_factory=MeasureConfig)
 
 
 @dataclass(frozen=True)
@@ -75,68 +49,6 @@ class AnalysisResult:
     folder: Path
     written: Written
     run: AnalysisRun
-
-
-@dataclass(frozen=True)
-class _Found:
-    """An analysis, and what names it: fingerprints of its parents and its settings."""
-
-    analysis: Analysis
-    parents: dict[str, str]
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Request:
-    jobs: Sequence[Job]
-    options: AnalysisOptions
-    report: Report
-    say: Callable[[str], None]
-
-    def one(self) -> Finished:
-        """The artifacts of the only job.
-
-        Raises:
-            InvalidSetting: there are several.
-        """
-        if len(self.jobs) != 1:
-            raise InvalidSetting(
-                f"This analysis is of one job; {len(self.jobs)} came. Several at once are for "
-                "`curves`, `gates` and `components`."
-            )
-        return finished(self.jobs[0], report=self.report)
-
-    def vanilla(self, done: Finished) -> Finished | None:
-        """The job's network trained at u = 1 only, where it is asked for."""
-        if not self.options.vanilla or isinstance(done.ready.network, FamilyConfig):
-            return None
-        self.say("Vanilla        the same network at u = 1 only: trained, or found")
-        return vanilla_of(done.ready, report=self.report)
-
-    def names(self) -> list[str]:
-        """What to call the jobs: their presets, numbered where one comes again."""
-        told: list[str] = []
-        for job in self.jobs:
-            before = sum(name.split(" #")[0] == job.name for name in told)
-            told.append(f"{job.name} #{before + 1}" if before else job.name)
-        return told
-
-    def comparisons(self) -> tuple[dict[str, Comparison], dict[str, str], dict[str, Any]]:
-        """Comparisons of gates by network, their fingerprints, and how they were made."""
-        folders = {name: Path(folder) for name, folder in self.options.comparisons.items()}
-        found = {name: open_comparison(folder) for name, folder in folders.items()}
-        if not folders:
-            for name, job in zip(self.names(), self.jobs, strict=True):
-                self.say(f"Gates          {name}: every method trained, or found")
-                ready = prepare(job, report=self.report)
-                found[name], folders[name] = comparison_of(
-                    ready, self.options.compare, report=self.report
-                )
-        parents = {
-            f"gates.{name}": fingerprint_of([asdict(r) for r in comparison.results])
-            for name, comparison in found.items()
-        }
-        return found, parents, {"folders": {n: folder.name for n, folder in folders.items()}}
 
 
 def run_analysis(
@@ -168,7 +80,7 @@ def run_analysis(
     first = jobs[0]
     runs = check_storage(Path(first.storage.root), least_free_mb=first.storage.least_free_mb)
     check_tracking(first.tracking.uri, runs.root)
-    request = _Request(jobs, options or AnalysisOptions(), report, tell or (lambda line: None))
+    request = Request(jobs, options or AnalysisOptions(), report, tell or (lambda line: None))
     found = ANALYSES[name](request)
     key = f"{name}-{fingerprint_of(name, found.parents, found.settings)}"
     folder = runs.root / "analyses" / key
@@ -197,19 +109,19 @@ def run_analysis(
     return AnalysisResult(found.analysis, folder, written, run)
 
 
-def _gates(request: _Request) -> _Found:
+def _gates(request: Request) -> Found:
     """Accuracy of gating methods against complexity and executed MACs (TNN Fig. 3)."""
     found, parents, settings = request.comparisons()
-    return _Found(compare_methods(found), parents, settings)
+    return Found(compare_methods(found), parents, settings)
 
 
-def _components(request: _Request) -> _Found:
+def _components(request: Request) -> Found:
     """Component utilization of learned gates, T-module by T-module (TNN Fig. 4)."""
     found, parents, settings = request.comparisons()
-    return _Found(component_use(found), parents, settings)
+    return Found(component_use(found), parents, settings)
 
 
-def _curves(request: _Request) -> _Found:
+def _curves(request: Request) -> Found:
     """Accuracy against utilization and cost of several data paths (TNN Fig. 5)."""
     sources: list[Source] = []
     parents: dict[str, str] = {}
@@ -217,19 +129,19 @@ def _curves(request: _Request) -> _Found:
         done = finished(job, report=request.report)
         twin = request.vanilla(done)
         sources.append(Source(name, done.atlas, None if twin is None else twin.atlas))
-        parents |= _parents(done, twin, suffix=f".{position}" if position else "")
-    return _Found(throttling_curves(sources), parents)
+        parents |= parents_of(done, twin, suffix=f".{position}" if position else "")
+    return Found(throttling_curves(sources), parents)
 
 
-def _per_class(request: _Request) -> _Found:
+def _per_class(request: Request) -> Found:
     """Accuracy against utilization class by class, and the vanilla line (TNN Fig. 8)."""
     done = request.one()
     twin = request.vanilla(done)
     found = class_curves(done.atlas, None if twin is None else twin.atlas)
-    return _Found(found, _parents(done, twin))
+    return Found(found, parents_of(done, twin))
 
 
-def _controller(request: _Request) -> _Found:
+def _controller(request: Request) -> Found:
     """The learned controller against fixed u and the bound, with histograms (TNN Fig. 9)."""
     done = request.one()
     stage = finished_controller(done)
@@ -244,10 +156,10 @@ def _controller(request: _Request) -> _Found:
         uses_context=stage.controller.observation == "context",
         vanilla=line,
     )
-    return _Found(found, {**_parents(done, twin), "controller": stage.folder.name})
+    return Found(found, {**parents_of(done, twin), "controller": stage.folder.name})
 
 
-def _measured(request: _Request) -> _Found:
+def _measured(request: Request) -> Found:
     """Accuracy, time, power and energy on the machine at hand (TNN Fig. 10)."""
     done = request.one()
     taken = rows_of(done.atlas, TEST)
@@ -261,23 +173,19 @@ def _measured(request: _Request) -> _Found:
         report=request.report,
     )
     # Two measurements are two, even of the same data path.
-    return _Found(found, _parents(done, None), asdict(found.setting))
+    return Found(found, parents_of(done, None), asdict(found.setting))
 
 
-def _parents(done: Finished, twin: Finished | None, *, suffix: str = "") -> dict[str, str]:
-    parents = {
-        f"path{suffix}": done.path.fingerprint,
-        f"atlas{suffix}": done.atlas.header.fingerprint,
-    }
-    return parents if twin is None else {**parents, f"vanilla{suffix}": twin.path.fingerprint}
-
-
-ANALYSES: dict[str, Callable[[_Request], _Found]] = {
+ANALYSES: dict[str, Callable[[Request], Found]] = {
     "gates": _gates,
     "components": _components,
     "curves": _curves,
     "per_class": _per_class,
     "controller": _controller,
     "measured": _measured,
+    "ponder": ponder,
+    "executed": executed,
+    "blocks": blocks,
+    "static": static,
 }
 """Analyses by name; the first line of each docstring says what it is, for lists."""

@@ -18,7 +18,10 @@ GOVERNOR_ARTIFACT = "governor"
 
 
 class GovernorModel(PythonModel):
-    """Images in; prediction, label, confidence, utilization and net MACs out, a row an image."""
+    """Images in; prediction, label, confidence, utilization and net MACs out, a row an image.
+
+    A pose network's rows have their key points too.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the weights; MLflow passes the argument by this name."""

@@ -22,7 +22,7 @@ from mlflow.models import Model
 from flyball.controllers.export import HEADER_FILE
 from flyball.datapaths.errors import CorruptArtifact, InvalidSetting, unknown_name
 from flyball.datapaths.files import fingerprint_of
-from flyball.platform.governor import CONTROLLER_FOLDER, Governor
+from flyball.platform.governor import CONTROLLER_FOLDER, Governor, sees_poses
 from flyball.platform.tracking import model_code
 from flyball.platform.tracking.address import told_plainly
 from flyball.platform.tracking.quiet import borrowed_environment
@@ -225,9 +225,13 @@ def _describe(
     figures: Mapping[str, float],
 ) -> None:
     client, name, number = tracking.client, version.name, version.version
+    path = governor.path
+    finds = f"{len(path.classes)} classes"
+    if sees_poses(path):
+        finds = f"{path.spec.network.classes} key points"
     lines = [
-        f"{len(governor.path.classes)} classes, {len(governor.path.arms)} arms, images of shape "
-        f"{governor.path.input_shape}; {governor.path.full_macs:,} multiply-accumulates at full "
+        f"{finds}, {len(path.arms)} arms, images of shape "
+        f"{path.input_shape}; {path.full_macs:,} multiply-accumulates at full "
         f"utilization, {governor.controller.macs:,} for the controller.",
         "",
         *(f"- {figure}: {value:.4g}" for figure, value in figures.items()),

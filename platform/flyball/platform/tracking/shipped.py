@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array
 
 from flyball.controllers.export import HEADER_FILE, ONNX_FILE, PROGRAM_FILE, load_controller
 from flyball.datapaths.errors import CorruptArtifact
 from flyball.datapaths.paths import DataPath, open_path
-from flyball.platform.governor import CONTROLLER_FOLDER, PATH_FOLDER
+from flyball.platform.governor import CONTROLLER_FOLDER, PATH_FOLDER, sees_poses
 
 __all__ = ["requirements", "ship_code", "ship_weights", "signature_of"]
 
@@ -67,8 +68,9 @@ def signature_of(path: DataPath) -> ModelSignature:
     """What the model takes and gives.
 
     In: float32 images (B, C, H, W) or clips (B, C, T, H, W) in [0, 1], and the parameter `budget`.
-    Out: a row a sample.
+    Out: a row a sample; of a pose network with its key points, J lists of x, y and peak.
     """
+    seen = [ColSpec(Array(Array(DataType.float)), "key_points")] if sees_poses(path) else []
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *path.input_shape))]),
         outputs=Schema(
@@ -78,6 +80,7 @@ def signature_of(path: DataPath) -> ModelSignature:
                 ColSpec(DataType.float, "confidence"),
                 ColSpec(DataType.float, "utilization"),
                 ColSpec(DataType.long, "macs"),
+                *seen,
             ]
         ),
         params=ParamSchema([ParamSpec("budget", DataType.double, None)]),
