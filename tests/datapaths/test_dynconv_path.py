@@ -10,12 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from flyball.datapaths.data import DataConfig, ImageSet, load_images
-from flyball.datapaths.dynconv.calibration import Calibration, calibrate, uncalibrated
+from flyball.datapaths.dynconv.calibration import Calibration, calibrate
 from flyball.datapaths.dynconv.config import DynConvConfig
+from flyball.datapaths.dynconv.hourglass import small_hourglass
+from flyball.datapaths.dynconv.masks import Masking
 from flyball.datapaths.dynconv.path import DynConvPath
-from flyball.datapaths.dynconv.resnet import DynConvResNet, DynConvResNetConfig
+from flyball.datapaths.dynconv.resnet import (
+    DynConvResNet,
+    DynConvResNetConfig,
+    load_torchvision_resnet,
+)
 from flyball.datapaths.dynconv.sparsity import SparsityConfig
 from flyball.datapaths.dynconv.stage import train_dynconv_path
 from flyball.datapaths.dynconv.training import Classification, train_dynconv
@@ -24,13 +31,16 @@ from flyball.datapaths.errors import (
     DataError,
     ForeignArtifact,
     FrozenPathChanged,
+    InvalidArms,
     InvalidSetting,
     NotFinite,
+    ShapeMismatch,
 )
 from flyball.datapaths.outcomes import OutcomesConfig, build_atlas
 from flyball.datapaths.paths import open_path
+from flyball.datapaths.phase1 import resized_crop
 from flyball.datapaths.progress import Progress
-from flyball.datapaths.schedules import Phase1Config
+from flyball.datapaths.schedules import Phase1Config, learning_rate_at
 
 NETWORK = DynConvResNetConfig(layers=(1, 1), widths=(8, 16), in_channels=1, image_size=8)
 CONFIG = DynConvConfig(network=NETWORK, sparsity=SparsityConfig(bounds_end=0.5))
@@ -83,7 +93,7 @@ def test_a_batch_of_mixed_u_gives_each_image_the_bits_it_has_alone(
     path: DynConvPath, digits: ImageSet
 ) -> None:
     x = images_of(digits, "test", 9)
-    u = torch.tensor([0.2, 1.0, 0.5, 0.35, 1.0, 0.2, 0.9, 0.0, 0.5], dtype=torch.float64)
+    u = torch.tensor([0.2, 1, 0.5, 0.35, 1, 0.2, 0.9, 0, 0.5], dtype=torch.float64)
     mixed = path(x, u)
     for row in range(9):
         alone = path(x[row : row + 1], float(u[row]))
@@ -192,10 +202,13 @@ def test_images_of_another_shape_or_kind_are_refused(path: DynConvPath) -> None:
         path(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 0.5)
 
 
-def test_no_images_have_no_answers(path: DynConvPath) -> None:
-    answer = path(torch.zeros(0, 1, 8, 8), 0.5)
+@pytest.mark.parametrize("fixed_shape", [True, False])
+def test_no_images_have_no_answers(path: DynConvPath, fixed_shape: bool) -> None:
+    answer = path(torch.zeros(0, 1, 8, 8), 0.5, fixed_shape=fixed_shape)
     assert answer.output.shape == (0, 10)
     assert answer.macs.shape == (0,)
+    with pytest.raises(DataError, match="nothing to examine"):
+        path.examine(torch.zeros(0, 1, 8, 8), 0.5)
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
@@ -327,5 +340,130 @@ def test_offsets_are_linear_between_budgets_and_constant_beyond() -> None:
     given = kept.offset_at(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.8]))
     assert given.tolist() == pytest.approx([-1, -1, 0, 1, 1], abs=1e-6)
     assert kept.share_at(0.3) == pytest.approx(0.3)
-    assert kept.share_at(1.0) == 1.0
-    assert uncalibrated((0.5, 1.0)).budgets == (0.5,)
+    assert kept.held(torch.tensor([0.1, 0.3, 0.9])).tolist() == pytest.approx([0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("budgets", [(), (0.5, 0.3), (0.3, 0.3)])
+def test_calibrated_budgets_increase(budgets: tuple[float, ...]) -> None:
+    with pytest.raises(InvalidSetting, match="each above the one before"):
+        Calibration(budgets, (0.0,) * len(budgets), budgets, 1)
+
+
+def test_calibration_sorts_budgets_and_refuses_those_out_of_reach() -> None:
+    torch.manual_seed(0)
+    network = DynConvResNet(NETWORK)
+    x = [torch.randn(64, 1, 8, 8)]
+    kept = calibrate(network.prepared(), network.costs(), x, (0.5, 0.3, 0.3, 1.0))
+    assert kept.budgets == (0.3, 0.5)
+    assert kept.shares == pytest.approx((0.3, 0.5), abs=1e-3)
+    for block in network.conditional:
+        assert block.unit is not None
+        torch.nn.init.constant_(block.unit.linear.bias, 1e3)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(InvalidSetting, match=r"No offset .* executes 30%"):
+        calibrate(network.prepared(), network.costs(), x, (0.3,))
+
+
+@pytest.mark.parametrize("arms", [(0.05, 1.0), (0.5, 0.95)])
+def test_arms_that_were_not_calibrated_are_refused(
+    path: DynConvPath, arms: tuple[float, ...]
+) -> None:
+    with pytest.raises(InvalidArms, match=r"between 0\.1 and 0\.9"):
+        path.with_arms(arms)
+    assert path.with_arms((1.0,)).arm_macs == (path.full_macs,)
+
+
+def test_a_utilization_beyond_the_calibration_is_served_as_the_nearest_within(
+    path: DynConvPath, digits: ImageSet
+) -> None:
+    x = images_of(digits, "test", 3)
+    assert torch.equal(path(x, 0.0).output, path(x, 0.1).output)
+    assert path(x, 0.97).macs.tolist() == path(x, 0.9).macs.tolist()
+    assert path.macs_at(0.97) == path.macs_at(0.9) < path.full_macs
+
+
+def test_sparse_execution_needs_packed_weights_and_a_copy_can_be_packed_again() -> None:
+    network = DynConvResNet(NETWORK).eval()
+    x = torch.randn(2, 1, 8, 8)
+    with pytest.raises(InvalidSetting, match=r"prepared\(\)"):
+        network.run(x, Masking(is_sparse=True))
+    made = network.prepared()
+    with pytest.raises(InvalidSetting, match=r"prepared\(\)"):
+        copy.deepcopy(made).run(x, Masking(is_sparse=True))
+    with torch.no_grad():
+        again = made.prepared().run(x, Masking(is_sparse=True)).logits
+        assert torch.equal(again, made.run(x, Masking(is_sparse=True)).logits)
+
+
+def test_every_budget_of_a_small_batch_has_a_sample(digits: ImageSet) -> None:
+    rows = digits.rows("path_train")[:2]
+    labels = np.asarray(digits.labels)[rows]
+    torch.manual_seed(0)
+    given = train_dynconv(
+        DynConvResNet(NETWORK),
+        np.asarray(digits.images)[rows],
+        Classification(labels),
+        replace(PHASE1, epochs=1),
+        replace(CONFIG.sparsity, lowest=0.9),
+        mean=(0.3,),
+        std=(0.37,),
+        labels=labels,
+    )
+    # budgets of .9 and more at the start of training: nearly everything runs
+    assert given.history.min() > 0.7
+
+
+def test_weights_of_torchvision_start_a_network_of_its_layers() -> None:
+    config = DynConvResNetConfig(
+        layers=(3, 4, 6, 3),
+        widths=(64, 128, 256, 512),
+        bottleneck=True,
+        stem="imagenet",
+        image_size=64,
+        classes=10,
+    )
+    torch.manual_seed(0)
+    network, theirs = DynConvResNet(config).eval(), torchvision.models.resnet50(num_classes=10)
+    load_torchvision_resnet(network, theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network.run(x, Masking()).logits, theirs.eval()(x))
+    head = network.head.weight.clone()
+    load_torchvision_resnet(network, torchvision.models.resnet50().state_dict())
+    assert torch.equal(network.head.weight, head)
+    with pytest.raises(ShapeMismatch, match=r"--set path.weights=FILE"):
+        load_torchvision_resnet(network, torchvision.models.resnet34().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("network", "weights", "rule"),
+    [
+        (NETWORK, "DEFAULT", "ResNets of bottlenecks"),
+        (replace(NETWORK, bottleneck=True, stem="imagenet"), "DEFAULT", "layers 3,4,23,3"),
+        (small_hourglass(), "DEFAULT", "it has no hourglass"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_they_are_fetched(
+    network: Any, weights: str, rule: str
+) -> None:
+    with pytest.raises(InvalidSetting, match=rule):
+        DynConvConfig(network=network, weights=weights)
+
+
+def test_a_random_resized_crop_shows_a_part_of_the_image() -> None:
+    x = torch.linspace(0, 1, 64).expand(200, 1, 64, 64).contiguous()
+    given = resized_crop(x, torch.Generator().manual_seed(0))
+    assert given.shape == x.shape
+    spread = given.amax(dim=(1, 2, 3)) - given.amin(dim=(1, 2, 3))
+    # widths of .24 to 1 of the ramp, either way round
+    assert 0.2 < float(spread.min()) < 0.5
+    assert 0.9 < float(spread.max()) <= 1.0
+    is_flipped = given[:, 0, 0, 0] > given[:, 0, 0, -1]
+    assert 60 < int(is_flipped.sum()) < 140
+
+
+def test_a_rate_falls_to_a_tenth_at_every_milestone() -> None:
+    config = Phase1Config(
+        learning_rate=0.1, warmup_epochs=0, rate_schedule="steps", milestones=(150, 250)
+    )
+    rates = [learning_rate_at(config, epoch) for epoch in (0, 149.9, 150, 250)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])

@@ -121,7 +121,7 @@ def evaluate(
         samples={split: len(part) for split, part in parts.items()},
         full_macs=atlas.header.full_macs,
         controller_macs=controller.macs,
-        context_macs=atlas.header.context_macs if controller.observation == "context" else 0,
+        context_macs=_mean_context(parts[TEST]) if controller.observation == "context" else 0,
         rungs=test.rungs,
         validation_rungs=measures[CONTROLLER_VAL].rungs,
         budget_curve=test.budget_curve,
@@ -247,6 +247,11 @@ def _share_of_ceiling(samples: _Samples, split: str) -> tuple[float | None, tupl
         )
         return None, (note,)
     return learned / ceiling, ()
+
+
+def _mean_context(part: OutcomeAtlas) -> int:
+    """MACs of one context, mean over samples."""
+    return round(float(part.context_costs().mean()))
 
 
 def _check_rows(atlas: OutcomeAtlas, observations: NDArray[np.float32]) -> None:

@@ -34,7 +34,9 @@ class Phase1Config:
         optimizer: "sgd", or "adam" as published for C3D-W.
         learning_rate: at the start.
         rate_schedule: "cosine": half a cosine to 0 after `warmup_epochs`; "plateau": a tenth of
-            it whenever the epoch's loss has not fallen for more than `patience` epochs.
+            it whenever the epoch's loss has not fallen for more than `patience` epochs; "steps":
+            a tenth of it from each of the `milestones` on.
+        milestones: epochs of "steps", such as 150,250.
         patience: of "plateau", in epochs.
         momentum: of SGD.
         betas: of Adam.
@@ -57,7 +59,8 @@ class Phase1Config:
     batch_size: int = 128
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.05
-    rate_schedule: Literal["cosine", "plateau"] = "cosine"
+    rate_schedule: Literal["cosine", "plateau", "steps"] = "cosine"
+    milestones: tuple[int, ...] = ()
     patience: int = 3
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -82,9 +85,18 @@ class Phase1Config:
         """
         rules: list[tuple[str, bool, str]] = [
             ("schedule", self.schedule in ("uniform", "incremental", "sandwich"), "a schedule"),
+            (
+                "milestones",
+                bool(self.milestones) or self.rate_schedule != "steps",
+                "one epoch or more for rate_schedule=steps",
+            ),
             ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
             ("optimizer", self.optimizer in ("sgd", "adam"), "sgd or adam"),
-            ("rate_schedule", self.rate_schedule in ("cosine", "plateau"), "cosine or plateau"),
+            (
+                "rate_schedule",
+                self.rate_schedule in ("cosine", "plateau", "steps"),
+                "cosine, plateau or steps",
+            ),
             ("patience", self.patience >= 0, "at least 0"),
             (
                 "betas",
@@ -117,6 +129,8 @@ def learning_rate_at(config: Phase1Config, epoch: float, losses: Sequence[float]
     """
     if epoch < config.warmup_epochs:
         return config.learning_rate * (epoch + 1e-2) / (config.warmup_epochs + 1e-2)
+    if config.rate_schedule == "steps":
+        return config.learning_rate * 0.1 ** sum(epoch >= mark for mark in config.milestones)
     if config.rate_schedule == "plateau":
         return config.learning_rate * 0.1 ** plateaus(losses, config.patience)
     left = config.epochs - config.warmup_epochs

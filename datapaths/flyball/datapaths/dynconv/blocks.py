@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from flyball import kernels
 from flyball.datapaths.dynconv.masks import Masking, MaskUnitKind, make_unit
+from flyball.datapaths.errors import InvalidSetting
 from flyball.kernels.dispatch import Requested
 
 __all__ = [
@@ -95,7 +96,9 @@ class ConvNorm(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The convolution that does what both do in evaluation: weight and bias."""
-        norm = self.norm
+        norm, bias = self.norm, self.conv.bias
+        if isinstance(norm, nn.Identity) and bias is not None:
+            return self.conv.weight.detach(), bias.detach()
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -161,14 +164,26 @@ class ConditionalBlock(nn.Module):
         mask = masking.decide(self, x)
         identity = x if self.shortcut is None else self.shortcut(x)
         if masking.is_sparse:
-            if self._packed is None:
-                self.prepare("auto")
-            result: Tensor = self._packed(x, mask, identity=identity)
+            result: Tensor = self.packed(x, mask, identity=identity)
             return result
         branch = self.branch(x)
         if mask is not None:
             branch = branch * mask.to(branch.dtype)
         return activate(identity + branch, self.after)
+
+    @property
+    def packed(self) -> Any:
+        """The sparse block.
+
+        Raises:
+            InvalidSetting: no weights were packed.
+        """
+        if self._packed is None:
+            raise InvalidSetting(
+                "Sparse execution takes packed weights, and this network has none: train and "
+                "change the network itself, and run what its prepared() gives."
+            )
+        return self._packed
 
     def prepare(self, implementation: Requested) -> None:
         """Packs the weights as they are now."""
@@ -182,7 +197,7 @@ class ConditionalBlock(nn.Module):
         return BlockCost(self.name, outputs, wide, active, dilated)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Packed weights are made anew by whoever runs a copy.
+        # Packed weights are the library's own objects; `prepare` makes a copy's own.
         return {**self.__dict__, "_packed": None}
 
 

@@ -17,11 +17,12 @@ from flyball.datapaths.dynconv.network import DynConvNetwork, NetworkCost, check
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.progress import Progress, Report, silent
 
-__all__ = ["Calibration", "calibrate", "uncalibrated"]
+__all__ = ["Calibration", "calibrate"]
 
 WIDEST = 32.0
 """Offsets are sought in [-32, 32]; soft decisions are far smaller."""
 CLOSE_ENOUGH = 5e-4
+FAR = 0.05
 MOST_TRIES = 24
 NARROWEST = 1e-5
 
@@ -44,21 +45,31 @@ class Calibration:
     samples: int
     passes: int = 0
 
+    def __post_init__(self) -> None:
+        """Checks that the budgets can be looked up.
+
+        Raises:
+            InvalidSetting: there is none, or they do not increase.
+        """
+        pairs = zip(self.budgets, self.budgets[1:], strict=False)
+        if not self.budgets or any(one >= other for one, other in pairs):
+            raise InvalidSetting(
+                "A calibration has one budget or more, each above the one before; they are "
+                f"{self.budgets}. Give for example 0.1, 0.5, 0.9."
+            )
+
+    def held(self, budget: Tensor) -> Tensor:
+        """Budgets (B,) as they are served: never outside the calibrated ones."""
+        return budget.clamp(self.budgets[0], self.budgets[-1])
+
     def offset_at(self, budget: Tensor) -> Tensor:
         """Offsets of budgets (B,): linear between calibrated ones, constant beyond them."""
         found = np.interp(budget.double().cpu().numpy(), self.budgets, self.offsets)
         return torch.from_numpy(np.asarray(found, np.float32)).to(budget.device)
 
     def share_at(self, budget: float) -> float:
-        """Executed share to expect of a budget: linear between the calibrated ones, 1 at 1."""
-        budgets, shares = (*self.budgets, 1.0), (*self.shares, 1.0)
-        return float(np.interp(budget, budgets, shares))
-
-
-def uncalibrated(budgets: Sequence[float]) -> Calibration:
-    """No offsets: what training aimed at is taken at its word."""
-    kept = tuple(float(b) for b in budgets if b < 1.0) or (0.5,)
-    return Calibration(kept, (0.0,) * len(kept), kept, 0)
+        """Executed share to expect of a budget below 1: linear between the calibrated ones."""
+        return float(np.interp(budget, self.budgets, self.shares))
 
 
 def calibrate(
@@ -75,15 +86,14 @@ def calibrate(
         network: prepared for inference.
         cost: of it.
         parts: held-out inputs, normalised, in batches (B, C, H, W).
-        budgets: increasing, in (0, 1]; 1 needs no offset: everything runs.
+        budgets: in (0, 1), in any order.
         report: hears after every budget.
 
     Raises:
-        InvalidSetting: a budget is not in (0, 1], there is no input, or a block's masks do not
-            move with the offset.
+        InvalidSetting: a budget is not in (0, 1), there is no budget or no input, or no offset
+            comes near a budget: the masks do not move.
     """
-    wanted = [check_budget(b) for b in budgets]
-    wanted = [b for b in wanted if b < 1.0]
+    wanted = sorted({check_budget(b) for b in budgets} - {1.0})
     samples = sum(len(part) for part in parts)
     if not samples:
         raise InvalidSetting(
@@ -101,13 +111,17 @@ def calibrate(
             return _executed_share(network, cost, parts, budget, offset)
 
         offset, share = _sought(share_of, budget, start)
+        if abs(share - budget) > FAR:
+            raise InvalidSetting(
+                f"No offset of the soft decisions executes {budget:.0%} of the conditional MACs; "
+                f"the nearest executes {share:.1%}. The masks do not move: train longer, or with "
+                "--set path.sparsity.criterion=bounds."
+            )
         offsets.append(offset)
         shares.append(share)
         start = offset
         note = f"budget {budget:g} executes {share:.4f}"
         report(Progress("calibration", number + 1, len(wanted), note))
-    if not wanted:
-        return uncalibrated(budgets)
     return Calibration(tuple(wanted), tuple(offsets), tuple(shares), samples, tries * samples)
 
 
@@ -122,13 +136,15 @@ def _sought(share_of: Callable[[float], float], budget: float, start: float) -> 
         best = _closer(best, given, budget)
         step *= 2
     low, high = (low, given) if step > 0 else (given, high)
+    if not low[1] <= budget <= high[1]:
+        return best
     kept = 0
     for _ in range(MOST_TRIES):
         if abs(best[1] - budget) <= CLOSE_ENOUGH or high[0] - low[0] < NARROWEST:
             break
         # The Illinois rule: an end that stayed counts half, or it would stay for ever.
-        below = (low[1] - budget) * (0.5 if kept > 1 else 1.0)
-        above = (high[1] - budget) * (0.5 if kept < -1 else 1.0)
+        below = (low[1] - budget) * 0.5 ** max(0, kept - 1)
+        above = (high[1] - budget) * 0.5 ** max(0, -kept - 1)
         share = 0.5 if above <= below else -below / (above - below)
         middle = low[0] + min(0.95, max(0.05, share)) * (high[0] - low[0])
         given = (middle, share_of(middle))

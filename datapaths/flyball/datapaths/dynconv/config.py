@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flyball.datapaths.dynconv.resnet import DynConvResNetConfig
+from flyball.datapaths.dynconv.hourglass import HourglassConfig
+from flyball.datapaths.dynconv.resnet import DynConvResNetConfig, resnet_101
 from flyball.datapaths.dynconv.sparsity import SparsityConfig
 from flyball.datapaths.errors import DataError, InvalidSetting
 
@@ -24,6 +25,8 @@ class DynConvConfig:
         weights: a file with a state dict of torchvision's ResNet of the same layers (.pth or
             .safetensors) to start from, or "DEFAULT" for torchvision's best; None: drawn from the
             seed.
+        resized_crops: augment with random resized crops, as published for ImageNet, not by padding
+            and cropping; of classification alone.
 
     Raises:
         InvalidSetting: a field breaks its rule.
@@ -34,6 +37,7 @@ class DynConvConfig:
     calibration_samples: int = 2048
     sigma: float = 2.0
     weights: str | None = None
+    resized_crops: bool = False
 
     def __post_init__(self) -> None:
         if self.calibration_samples < 1:
@@ -44,7 +48,7 @@ class DynConvConfig:
         if not self.sigma > 0:
             raise InvalidSetting(
                 f"A key point's Gaussian has a sigma above 0, in pixels of the heat map; it is "
-                f"{self.sigma}. Set --set path.sigma=1.5."
+                f"{self.sigma}. Set --set path.sigma=2."
             )
         if not self.network.is_budgeted and self.sparsity.target is None:
             raise InvalidSetting(
@@ -54,7 +58,7 @@ class DynConvConfig:
         if self.network.mask_unit == "none":
             raise InvalidSetting(
                 "A dynamic convolution network is throttled by its masks. Set --set "
-                "path.network.mask_unit=squeeze, or take a network that is throttled by width."
+                "path.network.mask_unit=squeeze (classification) or conv (pose)."
             )
         if self.weights is not None and self.task == "pose":
             raise InvalidSetting(
@@ -62,11 +66,28 @@ class DynConvConfig:
                 "Leave --set path.weights out."
             )
 
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if self.weights is None or self.task == "pose":
+            return
+        network = self.network
+        if not network.bottleneck or network.stem != "imagenet":
+            raise InvalidSetting(
+                "Weights to start from are of torchvision's ResNets of bottlenecks; this network "
+                "is none. Leave --set path.weights out, or set path.network.bottleneck=true and "
+                "path.network.stem=imagenet with their layers."
+            )
+        if self.weights == "DEFAULT" and network.layers != resnet_101().layers:
+            raise InvalidSetting(
+                "path.weights=DEFAULT are torchvision's of ResNet-101, with layers 3,4,23,3; "
+                f"path.network.layers is {network.layers}. Set them, or name a file."
+            )
+
     @property
     def task(self) -> Literal["classification", "pose"]:
         """What an output means."""
-        is_pose = type(self.network).__name__ == "HourglassConfig"
-        return "pose" if is_pose else "classification"
+        return "pose" if isinstance(self.network, HourglassConfig) else "classification"
 
     @property
     def weights_file(self) -> Path | None:

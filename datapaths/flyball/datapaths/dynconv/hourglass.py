@@ -3,6 +3,7 @@
 B batch, S stacks, J key points, C features, h, w pixels of a heat map: a quarter of the image's.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flyball.datapaths.checks import check_choice
 from flyball.datapaths.dynconv.blocks import ConvNorm, InvertedResidual
-from flyball.datapaths.dynconv.masks import Masking, MaskUnitKind
+from flyball.datapaths.dynconv.masks import MASK_UNITS, Masking, MaskUnitKind
 from flyball.datapaths.dynconv.network import DynConvNetwork
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.network import NetworkOutput
@@ -65,6 +67,12 @@ class HourglassConfig:
                     f"path.network.{name} is 1 or more, not {getattr(self, name)}. "
                     f"Leave it out to have {getattr(HourglassConfig, name)}."
                 )
+        check_choice("network.mask_unit", self.mask_unit, MASK_UNITS)
+        if not 0 < self.width < math.inf:
+            raise InvalidSetting(
+                f"path.network.width multiplies channels: a number above 0; it is {self.width}. "
+                "Set --set path.network.width=0.5."
+            )
         if self.channels < 4 or self.channels % 4:
             raise InvalidSetting(
                 "path.network.features times path.network.width is a multiple of 4, as the stem "
@@ -192,10 +200,8 @@ class _Block(InvertedResidual):
         if not masking.is_sparse or self.keeps_input:
             return super().forward(x, masking)
         mask = masking.decide(self, x)
-        if self._packed is None:
-            self.prepare("auto")
         identity = x if self.shortcut is None else self.shortcut(x)
-        result: Tensor = self._packed(x, mask, identity=identity, out=identity)
+        result: Tensor = self.packed(x, mask, identity=identity, out=identity)
         return result
 
 
@@ -231,6 +237,8 @@ class _BiasedConvNorm(ConvNorm):
     def folded(self) -> tuple[Tensor, Tensor]:
         weight, bias = super().folded()
         norm = self.norm
+        if isinstance(norm, nn.Identity):
+            return weight, bias
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_var is not None
         assert self.conv.bias is not None

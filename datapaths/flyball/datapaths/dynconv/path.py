@@ -19,7 +19,7 @@ from flyball.datapaths.cost import CostModel
 from flyball.datapaths.dynconv.calibration import Calibration
 from flyball.datapaths.dynconv.masks import Masking, SparseMasking, upscaled
 from flyball.datapaths.dynconv.network import DynConvNetwork
-from flyball.datapaths.errors import CorruptArtifact, DataError, InvalidSetting
+from flyball.datapaths.errors import CorruptArtifact, DataError, InvalidArms, InvalidSetting
 from flyball.datapaths.files import (
     fingerprint_of,
     read_json,
@@ -91,7 +91,9 @@ class DynConvPath(FrozenModule):
     """T(x, u): u is the share of the conditional MACs that is asked for; MACs depend on x.
 
     At u = 1 everything runs and no mask unit is asked. Asked for less, every image may take more
-    or less than u: the mean over images like the calibration's is u.
+    or less than u: the mean over images like the calibration's is u. A u below 1 is served as the
+    nearest that the calibration covers. As mask units cost too, a single image can take slightly
+    more just below u = 1 than at it.
 
     Attributes:
         arms: utilizations it is served at.
@@ -115,6 +117,7 @@ class DynConvPath(FrozenModule):
     def __init__(self, network: DynConvNetwork, spec: DynConvSpec) -> None:
         super().__init__()
         self.spec = replace(spec, arms=validated_arms(spec.arms or default_arms()))
+        _check_calibrated(self.spec.arms, spec.calibration)
         self.input_shape = tuple(network.input_shape)
         if spec.task == "classification" and len(spec.classes) != network.classes:
             raise InvalidSetting(
@@ -203,10 +206,13 @@ class DynConvPath(FrozenModule):
         return torch.cat([*seen, share], dim=1), Answer(output, macs)
 
     def examine(self, images: Tensor, u: float) -> Examined:
-        """Runs images (B, C, H, W) and says where their MACs went."""
+        """Runs images (B, C, H, W), one or more, and says where their MACs went."""
         asked = self._asked(images, u)
         size = self._size
         parts = []
+        if not len(images):
+            raise DataError("There is nothing to examine in no images. Give one or more.")
+        self.forwards += len(images)
         for start in range(0, len(images), self._rows):
             x, share = (t[start : start + self._rows] for t in (images, asked))
             run, masking = self._run(x, share, keep=True)
@@ -224,7 +230,8 @@ class DynConvPath(FrozenModule):
         """The same network served at other utilizations, with the calibration it has.
 
         Raises:
-            InvalidArms: the arms are out of order, repeated, or outside (0, 1].
+            InvalidArms: the arms are out of order, repeated, outside (0, 1], or below 1 and
+                outside the budgets that were calibrated.
         """
         return DynConvPath(self.network, replace(self.spec, arms=validated_arms(arms)))
 
@@ -363,7 +370,7 @@ class DynConvPath(FrozenModule):
 
     def _part(self, images: Tensor, asked: Tensor, fixed_shape: bool) -> tuple[Tensor, ...]:
         """Images that all run everything, or all ask their masks."""
-        if fixed_shape:
+        if fixed_shape or not len(images):
             rows, position = self._rows, 0
 
             def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -387,7 +394,7 @@ class DynConvPath(FrozenModule):
         with torch.inference_mode():
             masking = Masking(is_sparse=True)
             if len(asked) and float(asked.min()) < 1.0:
-                asked = asked.to(x.device)
+                asked = self.spec.calibration.held(asked.to(x.device))
                 offset = self.spec.calibration.offset_at(asked)[:, None]
                 shifts = network.shifts(asked.float())
                 blank = x.new_zeros(len(x), len(self.cost.blocks))
@@ -423,6 +430,18 @@ class DynConvPath(FrozenModule):
             raise DataError(
                 f"Inputs are floating-point numbers in [0, 1]; {images.dtype} came. "
                 "Divide bytes by 255: images.float() / 255."
+            )
+
+
+def _check_calibrated(arms: Sequence[float], calibration: Calibration) -> None:
+    """Every arm below 1 lies among the budgets that were calibrated."""
+    first, last = calibration.budgets[0], calibration.budgets[-1]
+    for arm in arms:
+        if arm < 1.0 and not first <= arm <= last:
+            raise InvalidArms(
+                f"Budgets are kept between {first:g} and {last:g}, where they were calibrated, and "
+                f"at 1; arm {arm:g} is outside. Calibrate it by training with it among the arms: "
+                f"--set arms={arm:g},{last:g},1."
             )
 
 

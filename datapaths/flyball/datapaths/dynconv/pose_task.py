@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flyball.datapaths.atlas import hash_bytes
 from flyball.datapaths.errors import DataError, InvalidSetting
+from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.pose.augment import PoseAugmentation, augment_poses
 from flyball.datapaths.pose.heatmaps import gaussian_targets, heatmap_loss
 
@@ -58,6 +60,9 @@ class PoseEstimation:
         self.sigma = sigma
         self.centred: Literal["cell", "exact"] = centred
         self.augmentation = augmentation
+        self.fingerprint = fingerprint_of(
+            "pose", hash_bytes(key_points), input_size, sigma, centred, repr(augmentation)
+        )
 
     def truth(self, rows: NDArray[np.int64], device: str) -> Tensor:
         """Key points of training rows, float32 (B, J, 3)."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flyball.datapaths.checks import check_choice
 from flyball.datapaths.dynconv.blocks import BasicBlock, Bottleneck, ConditionalBlock, ConvNorm
-from flyball.datapaths.dynconv.masks import Masking, MaskUnitKind
+from flyball.datapaths.dynconv.masks import MASK_UNITS, Masking, MaskUnitKind
 from flyball.datapaths.dynconv.network import DynConvNetwork
 from flyball.datapaths.errors import InvalidSetting, ShapeMismatch
 from flyball.datapaths.network import NetworkOutput
@@ -65,11 +66,13 @@ class DynConvResNetConfig:
                 f"{self.layers}, path.network.widths {self.widths}. "
                 "Give as many of both, such as layers 3,3,3 and widths 16,32,64."
             )
+        check_choice("network.stem", self.stem, ("cifar", "imagenet"))
+        check_choice("network.mask_unit", self.mask_unit, MASK_UNITS)
         for name in ("in_channels", "image_size", "classes"):
             if getattr(self, name) < 1:
                 raise InvalidSetting(
                     f"path.network.{name} is 1 or more, not {getattr(self, name)}. "
-                    f"Set --set path.network.{name}=32."
+                    f"Set --set path.network.{name}={getattr(DynConvResNetConfig, name)}."
                 )
         if min(self.widths) < 1:
             raise InvalidSetting(
@@ -165,6 +168,8 @@ def resnet_101(
 def load_torchvision_resnet(network: DynConvResNet, state: Mapping[str, Tensor]) -> None:
     """Puts torchvision's weights of a ResNet of the same layers into a network; the masks stay.
 
+    So does the last layer, where the weights are for another number of classes.
+
     DynConv starts ResNet-101 from pretrained weights (section 4.1.1).
 
     Args:
@@ -175,6 +180,9 @@ def load_torchvision_resnet(network: DynConvResNet, state: Mapping[str, Tensor])
         ShapeMismatch: a weight is missing, left over, or of another shape.
     """
     own = network.state_dict()
+    if tuple(state.get("fc.weight", own["head.weight"]).shape) != tuple(own["head.weight"].shape):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        own = {name: tensor for name, tensor in own.items() if not name.startswith("head.")}
     names = {name: _torchvision_name(name) for name in own}
     wanted = {theirs: name for name, theirs in names.items() if theirs}
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
@@ -182,13 +190,13 @@ def load_torchvision_resnet(network: DynConvResNet, state: Mapping[str, Tensor])
         raise ShapeMismatch(
             "These are not the weights of a torchvision ResNet of these layers: "
             f"missing {missing[:3] or 'none'}, left over {extra[:3] or 'none'}. "
-            "Give torchvision.models.resnet101(...).state_dict() to resnet_101()."
+            "Name a state dict of the same layers: --set path.weights=FILE."
         )
     for theirs, name in wanted.items():
         if state[theirs].shape != own[name].shape:
             raise ShapeMismatch(
                 f"{theirs} has shape {tuple(state[theirs].shape)}, this network needs "
-                f"{tuple(own[name].shape)}. Give the weights of the same layers and classes."
+                f"{tuple(own[name].shape)}. Name weights of the same layers and widths."
             )
     with torch.no_grad():
         for theirs, name in wanted.items():

@@ -3,7 +3,7 @@
 M images of path_train, C images to calibrate on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,12 @@ from flyball.datapaths.dynconv.network import DynConvNetwork
 from flyball.datapaths.dynconv.path import DynConvPath, DynConvSpec
 from flyball.datapaths.dynconv.resnet import DynConvResNet, load_torchvision_resnet
 from flyball.datapaths.dynconv.training import Classification, TrainingTask, train_dynconv
-from flyball.datapaths.files import read_tensors
 from flyball.datapaths.freezing import rows_in_a_chunk
+from flyball.datapaths.graph.torchvision_models import (
+    TorchvisionConfig,
+    fetched_state,
+    read_state,
+)
 from flyball.datapaths.networks import make_network
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.schedules import Phase1Config
@@ -121,7 +125,7 @@ def starting_dynconv(config: DynConvConfig, seed: int, device: str = "cpu") -> D
         torch.manual_seed(seed)
         network: Any = make_network(config.network)
     if config.weights is not None and isinstance(network, DynConvResNet):
-        load_torchvision_resnet(network, _torchvision_weights(config.weights))
+        load_torchvision_resnet(network, _torchvision_weights(config))
     made: DynConvNetwork = network
     return made
 
@@ -135,7 +139,11 @@ def task_of(
 
         size = (config.input_shape[1], config.input_shape[2])
         return PoseEstimation(images.key_points[rows], size, sigma=config.sigma)
-    return Classification(np.asarray(images.labels[rows], np.int64), phase1.label_smoothing)
+    return Classification(
+        np.asarray(images.labels[rows], np.int64),
+        phase1.label_smoothing,
+        resized_crops=config.resized_crops,
+    )
 
 
 def freeze_dynconv(
@@ -160,19 +168,15 @@ def freeze_dynconv(
     count = min(len(rows), config.calibration_samples)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
     scale = [torch.tensor(v, device=device).reshape(1, -1, 1, 1) for v in (mean, std)]
-
-    def read() -> list[Tensor]:
-        size = rows_in_a_chunk(config.input_shape)
-        given = []
-        for start in range(0, len(rows), size):
-            x = torch.from_numpy(np.asarray(images.images[rows[start : start + size]]))
-            x = (x.to(device).float() / 255.0 - scale[0]) / scale[1]
-            given.append(x.contiguous(memory_format=torch.channels_last))
-        return given
+    size, parts = rows_in_a_chunk(config.input_shape), []
+    for start in range(0, len(rows), size):
+        x = torch.from_numpy(np.asarray(images.images[rows[start : start + size]]))
+        x = (x.to(device).float() / 255.0 - scale[0]) / scale[1]
+        parts.append(x.contiguous(memory_format=torch.channels_last))
 
     budgets = sorted({*BUDGETS, *arms})
     prepared = network.prepared()
-    calibration = calibrate(prepared, network.costs(), read(), budgets, report=report)
+    calibration = calibrate(prepared, network.costs(), parts, budgets, report=report)
     spec = DynConvSpec(
         network=config.network,
         arms=tuple(arms),
@@ -187,14 +191,8 @@ def freeze_dynconv(
     return DynConvPath(network, spec), calibration.passes
 
 
-def _torchvision_weights(named: str) -> dict[str, Tensor]:
-    if named == "DEFAULT":
-        from torchvision.models import ResNet101_Weights
-
-        state: dict[str, Tensor] = ResNet101_Weights.DEFAULT.get_state_dict(progress=False)
-        return state
-    file = Path(named)
-    if file.suffix == ".safetensors":
-        return {name: torch.from_numpy(v.copy()) for name, v in read_tensors(file).items()}
-    loaded: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return loaded
+def _torchvision_weights(config: DynConvConfig) -> Mapping[str, Tensor]:
+    file = config.weights_file
+    if file is not None:
+        return read_state(file)
+    return fetched_state(TorchvisionConfig("resnet101", weights="DEFAULT"))

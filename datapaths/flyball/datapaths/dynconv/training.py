@@ -6,7 +6,7 @@ alpha times a sparsity loss. B batch, N samples, b conditional blocks.
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flyball.datapaths.atlas import hash_bytes
 from flyball.datapaths.checkpoint import plan_of, resume_checkpoint, save_checkpoint
 from flyball.datapaths.dynconv.network import DynConvNetwork, NetworkCost
 from flyball.datapaths.dynconv.sparsity import (
@@ -27,7 +28,7 @@ from flyball.datapaths.dynconv.sparsity import (
 )
 from flyball.datapaths.errors import InvalidSetting, NotFinite
 from flyball.datapaths.files import fingerprint_of
-from flyball.datapaths.phase1 import augmented, batches, make_optimizer
+from flyball.datapaths.phase1 import augmented, batches, make_optimizer, resized_crop
 from flyball.datapaths.progress import Progress, Report, silent
 from flyball.datapaths.schedules import Phase1Config, learning_rate_at
 
@@ -35,7 +36,14 @@ __all__ = ["Classification", "DynConvResult", "TrainingTask", "draw_budgets", "t
 
 
 class TrainingTask(Protocol):
-    """What a network learns: the truth about some rows, and how far from it an output is."""
+    """What a network learns: the truth about some rows, and how far from it an output is.
+
+    Attributes:
+        fingerprint: of the truth and the loss: a checkpoint of another task is not resumed.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def truth(self, rows: NDArray[np.int64], device: str) -> Any:
         """What `loss` needs about training rows."""
@@ -51,10 +59,24 @@ class TrainingTask(Protocol):
 
 
 class Classification:
-    """Cross-entropy of class labels, int64 (N,)."""
+    """Cross-entropy of class labels, int64 (N,).
 
-    def __init__(self, labels: NDArray[np.int64], label_smoothing: float = 0.0) -> None:
+    Inputs are augmented by padding, cropping and flipping, or by resized crops and flipping as
+    published for ImageNet.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        label_smoothing: float = 0.0,
+        *,
+        resized_crops: bool = False,
+    ) -> None:
         self.labels, self.label_smoothing = labels, label_smoothing
+        self.resized_crops = resized_crops
+        self.fingerprint = fingerprint_of(
+            "classification", hash_bytes(labels), label_smoothing, resized_crops
+        )
 
     def truth(self, rows: NDArray[np.int64], device: str) -> Tensor:
         return torch.from_numpy(np.asarray(self.labels[rows])).to(device)
@@ -62,7 +84,8 @@ class Classification:
     def augmented(
         self, x: Tensor, truth: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        return augmented(x, generator), truth
+        change = resized_crop if self.resized_crops else augmented
+        return change(x, generator), truth
 
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
         return F.cross_entropy(output, truth, label_smoothing=self.label_smoothing)
@@ -133,7 +156,8 @@ def train_dynconv(
     network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     cost = network.costs()
     optimizer = make_optimizer(network, config)
-    plan = _plan_of(network, config, sparsity, images, labels, mean, std)
+    plan = plan_of(network, config, images, labels, mean, std)
+    plan = {"fingerprint": fingerprint_of(plan["fingerprint"], asdict(sparsity), task.fingerprint)}
     tables = {"history": np.zeros((0, len(cost.blocks)))}
     losses, forwards = resume_checkpoint(folder, plan, network, optimizer, tables)
     before, resumed, saved = forwards, len(losses), time.monotonic()
@@ -237,18 +261,6 @@ def _asked(
     """The budgets of a step, (G,), and which of them each sample is asked for, (B,)."""
     if network.shift is None:
         return torch.tensor([sparsity.target or 1.0]), torch.zeros(count, dtype=torch.int64)
-    budgets = draw_budgets(sparsity, generator)
+    # A batch may be smaller than the number of budgets: none is left without a sample.
+    budgets = draw_budgets(replace(sparsity, budgets=min(count, sparsity.budgets)), generator)
     return budgets, torch.arange(count) % len(budgets)
-
-
-def _plan_of(
-    network: DynConvNetwork,
-    config: Phase1Config,
-    sparsity: SparsityConfig,
-    images: Any,
-    labels: NDArray[np.int64],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> dict[str, Any]:
-    plain = plan_of(network, config, images, labels, mean, std)
-    return {"fingerprint": fingerprint_of(plain["fingerprint"], asdict(sparsity))}

@@ -161,9 +161,9 @@ def pretrained(config: TorchvisionConfig) -> TorchvisionNetwork:
         return TorchvisionNetwork(config, model)
     head = _head_of(model)
     if config.weights_file is not None:
-        where, state = config.weights, _read(config.weights_file)
+        where, state = config.weights, read_state(config.weights_file)
     else:
-        where, state = f"torchvision's {config.name} {config.weights}", _fetched(config)
+        where, state = f"torchvision's {config.name} {config.weights}", fetched_state(config)
         if config.classes != len(state[f"{head}.weight"]):
             state = {name: t for name, t in state.items() if not name.startswith(f"{head}.")}
     if not any(name.startswith(f"{head}.") for name in state):
@@ -189,11 +189,11 @@ def _head_of(model: nn.Module) -> str:
     return str(head)
 
 
-def _fetched(config: TorchvisionConfig) -> dict[str, Tensor]:
+def fetched_state(config: TorchvisionConfig) -> dict[str, Tensor]:
     weights = torchvision.models.get_model_weights(config.name)[str(config.weights)]
     try:
         with warnings.catch_warnings():
-            # As in `_read`. A file that lies in torch's cache already is not hashed again.
+            # As in `read_state`. A file that lies in torch's cache already is not hashed again.
             warnings.simplefilter("ignore")
             state: dict[str, Tensor] = dict(
                 weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -213,7 +213,7 @@ def _fetched(config: TorchvisionConfig) -> dict[str, Tensor]:
     return _today(state)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_state(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return {name: torch.from_numpy(values) for name, values in read_tensors(file).items()}
     try:

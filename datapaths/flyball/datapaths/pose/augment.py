@@ -50,8 +50,8 @@ def augment_poses(
 ) -> tuple[Tensor, Tensor]:
     """Moves each image of a batch in its own way about its centre, and its key points with it.
 
-    What comes into sight from outside is black. A joint that leaves the image keeps its flag:
-    its target is empty all the same.
+    What comes into sight from outside is 0: black, or the mean of normalised images. A joint that
+    leaves the image keeps its flag: its target is empty all the same.
 
     Args:
         images: (B, C, H, W), floats.
