@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "BREAK_EVEN",
     "Choice",
+    "Line",
     "Name",
     "Ran",
     "Requested",
@@ -28,6 +29,7 @@ __all__ = [
     "forget",
     "gpu_module",
     "note",
+    "note_again",
 ]
 
 Name = Literal["cpu", "triton", "torch", "dense"]
@@ -102,10 +104,16 @@ def forget() -> None:
         _calls.clear()
 
 
-def note(operator: str, x: Tensor, choice: Choice, *notes: str) -> None:
-    """Records one call of an operator on x."""
+def note(operator: str, x: Tensor, choice: Choice, *notes: str) -> Line:
+    """Records one call of an operator on x; gives its line, for `note_again`."""
     why = "; ".join((choice.why, *notes))
     line = (operator, tuple(x.shape), x.dtype, str(x.device), choice.name, why)
+    note_again(line)
+    return line
+
+
+def note_again(line: Line) -> None:
+    """Records one more call of a line."""
     with _lock:
         _calls[line] = _calls.get(line, 0) + 1
 

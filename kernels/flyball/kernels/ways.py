@@ -23,10 +23,11 @@ from flyball.kernels.sparse_index import (
     taps,
 )
 
-__all__ = ["Counts", "Kind", "Plan", "Way", "way_for"]
+__all__ = ["Again", "Counts", "Cpp", "Kind", "Plan", "Way", "way_for"]
 
 Kind = Literal["inverted_residual", "basic_block", "bottleneck"]
 Counts = Callable[[], dict[str, int]]
+Again = Callable[[Tensor, Tensor | None, Tensor, Tensor], Counts]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Way(Protocol):
 def way_for(name: Name, plan: Plan) -> Way:
     """Packs a block for an implementation that can run."""
     ways: dict[Name, Callable[[Plan], Way]] = {
-        "cpu": _Cpp,
+        "cpu": Cpp,
         "triton": _Triton,
         "torch": _Torch,
         "dense": _Dense,
@@ -174,7 +175,7 @@ class _Torch:
         return counts
 
 
-class _Cpp:
+class Cpp:
     """The fused C++ block, the whole batch at once."""
 
     def __init__(self, plan: Plan) -> None:
@@ -191,6 +192,18 @@ class _Cpp:
             packed = cpu.pack_bottleneck(*parts, stride=plan.stride)
         self._packed = packed
         self._run = cpu.run_block
+
+    def again(self, size: tuple[int, int, int]) -> Again:
+        """The same on tensors of one size that were right before; not in place in ResNet blocks."""
+        from flyball.kernels import cpu
+
+        call, names = cpu.BlockCall(self._packed, size), [layer.name for layer in self._plan.layers]
+
+        def run(x: Tensor, mask: Tensor | None, identity: Tensor, out: Tensor) -> Counts:
+            dilated, active = call(x, mask, identity, out)
+            return lambda: dict(zip(names, [dilated, *[active] * (len(names) - 1)], strict=True))
+
+        return run
 
     def __call__(self, x: Tensor, mask: Tensor | None, identity: Tensor, out: Tensor) -> Counts:
         is_in_place = out.data_ptr() == x.data_ptr()

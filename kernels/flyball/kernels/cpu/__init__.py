@@ -1,6 +1,7 @@
 """The sparse operators in C++ for float32 on CPU, compiled at first use and kept in the cache."""
 
 from flyball.kernels.cpu.blocks import (
+    BlockCall,
     CpuBlock,
     Listed,
     pack_basic_block,
@@ -18,6 +19,7 @@ from flyball.kernels.cpu.operators import (
 )
 
 __all__ = [
+    "BlockCall",
     "CpuBlock",
     "LibraryUnavailable",
     "Listed",

@@ -23,6 +23,7 @@ from flyball.kernels.cpu.operators import (
 )
 
 __all__ = [
+    "BlockCall",
     "CpuBlock",
     "Listed",
     "pack_basic_block",
@@ -238,23 +239,38 @@ def run_block(
         refuse_overlap(out, x)
     if out.data_ptr() != identity.data_ptr():
         refuse_overlap(out, identity)
-    listed = (ctypes.c_int64 * 2)()
     if not out.numel():
         return Listed(0, 0)
-    status = library().flyball_block(
-        ctypes.byref(packed.arguments()),
-        address(x),
-        address(mask),
-        ctypes.c_int64(batch),
-        ctypes.c_int64(height),
-        ctypes.c_int64(width),
-        address(identity),
-        address(out),
-        listed,
-    )
-    if status != DONE:
-        raise MemoryError("The C++ operators could not get memory for their buffers.")
-    return Listed(listed[0], listed[1])
+    return BlockCall(packed, size)(x, mask, identity, out)
+
+
+class BlockCall:
+    """A block on tensors whose shapes, layouts and overlaps `run_block` has found right before.
+
+    What is left to do is small beside the smallest maps: addresses go to C++ as they are.
+    """
+
+    def __init__(self, packed: CpuBlock, size: tuple[int, int, int]) -> None:
+        self._packed = packed  # keeps the weights
+        self._arguments = ctypes.byref(packed.arguments())
+        self._size = tuple(ctypes.c_int64(value) for value in size)
+        self._run = library().flyball_block
+
+    def __call__(self, x: Tensor, mask: Tensor | None, identity: Tensor, out: Tensor) -> Listed:
+        """Runs the block; the tensors as `run_block` took them, in any shape of the same memory."""
+        listed = (ctypes.c_int64 * 2)()
+        status = self._run(
+            self._arguments,
+            address(x),
+            address(mask),
+            *self._size,
+            address(identity),
+            address(out),
+            listed,
+        )
+        if status != DONE:
+            raise MemoryError("The C++ operators could not get memory for their buffers.")
+        return Listed(listed[0], listed[1])
 
 
 def _checked_stride(stride: int) -> int:

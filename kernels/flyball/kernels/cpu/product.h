@@ -71,8 +71,6 @@ struct Tile {
 template <int kSteps, int kRows, int kVectors>
 FLYBALL_INLINE void add_steps(const float* const (&rows)[kRows], int64_t k, const float* panel,
                               Vector (&sums)[kRows][kVectors]) {
-  FLYBALL_UNROLL
-  for (int v = 0; v < kSteps * kVectors; v++) __builtin_prefetch(panel + (v + 24) * kLanes);
   Vector weights[kSteps][kVectors];
   FLYBALL_UNROLL
   for (int s = 0; s < kSteps; s++) {

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from flyball.kernels.gpu.configurations import (
     BLOCK,
     CHUNK,
+    SHARED,
     Launch,
     depthwise_gemm_launch,
     depthwise_launch,
@@ -48,6 +50,7 @@ class Shipped(NamedTuple):
     kernel: Any
     launch: Launch
     dtype: torch.dtype
+    capability: int
 
 
 @dataclass(frozen=True)
@@ -69,46 +72,31 @@ class Machine:
     instructions: dict[str, int]
 
 
-def shipped(dtype: torch.dtype, channels: int, expanded: int) -> Iterator[Shipped]:
-    """Every kernel that a block of these channels runs, as its launcher compiles it."""
+def shipped(dtype: torch.dtype, channels: int, expanded: int, capability: int) -> Iterator[Shipped]:
+    """Every kernel that a block of these channels runs, as its launcher compiles it.
+
+    Args:
+        dtype: of activations and weights.
+        channels: in and out of the block.
+        expanded: inside it.
+        capability: of the GPU, times ten: 80 or 90.
+    """
     from flyball.kernels.gpu import depthwise_kernels, gemm_kernels, index_kernels, row_kernels
 
-    shape = f"{channels}/{expanded} {NAMES[dtype]}"
+    shape = f"{channels}/{expanded} {NAMES[dtype]} sm_{capability}"
+    product = partial(gather_gemm_launch, dtype=dtype, capability=capability)
+    fused = depthwise_gemm_launch(
+        expanded, channels, dtype, activation="relu6", capability=capability
+    )
+    windowed = partial(product, taps=9, is_ranked=True, is_scattered=True, activation="relu")
     gemm = gemm_kernels.gather_gemm_kernel
+    depthwise = depthwise_kernels.depthwise_kernel
     ways: list[tuple[str, Any, Launch]] = [
-        (
-            "expand",
-            gemm,
-            gather_gemm_launch(channels, expanded, dtype, is_gathered=True, activation="relu6"),
-        ),
-        (
-            "conv3x3",
-            gemm,
-            gather_gemm_launch(
-                channels,
-                channels,
-                dtype,
-                taps=9,
-                is_ranked=True,
-                is_scattered=True,
-                activation="relu",
-            ),
-        ),
-        (
-            "depthwise project scatter",
-            depthwise_kernels.depthwise_gemm_kernel,
-            depthwise_gemm_launch(expanded, channels, dtype, activation="relu6"),
-        ),
-        (
-            "project scatter",
-            gemm,
-            gather_gemm_launch(expanded, channels, dtype, is_scattered=True),
-        ),
-        (
-            "depthwise",
-            depthwise_kernels.depthwise_kernel,
-            depthwise_launch(expanded, activation="relu6"),
-        ),
+        ("expand", gemm, product(channels, expanded, is_gathered=True, activation="relu6")),
+        ("conv3x3", gemm, windowed(channels, channels)),
+        ("depthwise project scatter", depthwise_kernels.depthwise_gemm_kernel, fused),
+        ("project scatter", gemm, product(expanded, channels, is_scattered=True)),
+        ("depthwise", depthwise, depthwise_launch(expanded, activation="relu6")),
         ("gather", row_kernels.gather_rows, rows_launch(channels)),
         ("scatter", row_kernels.scatter_rows, rows_launch(channels, "none")),
     ]
@@ -118,11 +106,11 @@ def shipped(dtype: torch.dtype, channels: int, expanded: int) -> Iterator[Shippe
         lists = Launch({**index.constants, "CHUNK": CHUNK}, 1, warps=4, stages=3, programs=1)
         ways.append(("list", index_kernels.list_blocks, lists))
     for name, kernel, launch in ways:
-        yield Shipped(f"{name} {shape}", kernel, launch, dtype)
+        yield Shipped(f"{name} {shape}", kernel, launch, dtype, capability)
 
 
-def compile_ahead(way: Shipped, capability: int) -> Machine:
-    """Compiles for compute capability 80 or 90 (times ten), without a GPU.
+def compile_ahead(way: Shipped) -> Machine:
+    """Compiles for a compute capability, without a GPU of that kind or any other.
 
     Raises:
         RuntimeError: the disassembler could not read the compiled kernel.
@@ -144,7 +132,7 @@ def compile_ahead(way: Shipped, capability: int) -> Machine:
         constexprs={(names.index(name),): value for name, value in way.launch.constants.items()},
         attrs={place: [["tt.divisibility", 16]] for place in aligned},
     )
-    target = GPUTarget("cuda", capability, 32)
+    target = GPUTarget("cuda", way.capability, 32)
     compiled = triton.compile(source, target=target, options=way.launch.options)
     return _read(compiled.asm["cubin"], int(compiled.metadata.shared))
 
@@ -181,9 +169,9 @@ def _read(cubin: bytes, shared: int) -> Machine:
 def _report() -> None:
     for dtype in NAMES:
         for channels, expanded in SHAPES:
-            for way in shipped(dtype, channels, expanded):
-                for capability in (80, 90):
-                    print(f"{way.name} sm_{capability}: {compile_ahead(way, capability)}")
+            for capability in SHARED:
+                for way in shipped(dtype, channels, expanded, capability):
+                    print(f"{way.name}: {compile_ahead(way)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "available",
     "cache_bytes",
+    "capability",
     "check_matrix",
     "check_places",
     "is_interpreted",
@@ -64,6 +65,15 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def capability(device: torch.device) -> int:
+    """Compute capability times ten; that of the newest known GPU in the interpreter."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @functools.cache

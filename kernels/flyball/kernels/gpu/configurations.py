@@ -13,6 +13,7 @@ __all__ = [
     "ACTIVATIONS",
     "BLOCK",
     "CHUNK",
+    "SHARED",
     "Launch",
     "activation_code",
     "depthwise_gemm_launch",
@@ -26,8 +27,9 @@ ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
 # Positions of one program of the bookkeeping, and block counts that one step of its sum reads.
 BLOCK = 512
 CHUNK = 1024
-# Bytes of shared memory of a multiprocessor, compute capability 9.0.
-SHARED = 227 * 1024
+# Compute capability, times ten, of the GPUs that tile sizes are meant for; others take the nearest
+# older one's. Bytes of shared memory of one of their multiprocessors.
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def gather_gemm_launch(
     is_scattered: bool = False,
     is_wide: bool = False,
     is_interpreted: bool = False,
+    capability: int = 90,
 ) -> Launch:
     """For `gather_gemm_kernel`: any channel counts; multiples of 16 need no masks."""
     is_half = dtype != torch.float32
@@ -94,6 +97,8 @@ def gather_gemm_launch(
     depth = _tile(inputs, 64 if inputs % 64 == 0 and is_half else 32)
     rows = 128 if is_half else 64
     stages = 3
+    is_hopper = capability >= 90
+    programs = 2 if columns == 128 else 4 if is_hopper else 3
     shared = stages * depth * (rows + columns) * dtype.itemsize
     return Launch(
         {
@@ -115,7 +120,7 @@ def gather_gemm_launch(
         columns=-(-outputs // columns),
         warps=8 if columns == 128 else 4,
         stages=stages,
-        programs=min(2 if columns == 128 else 4, SHARED // shared),
+        programs=min(programs, SHARED[90 if is_hopper else 80] // shared),
     )
 
 
@@ -155,6 +160,7 @@ def depthwise_gemm_launch(
     is_ranged: bool = False,
     is_wide: bool = False,
     is_interpreted: bool = False,
+    capability: int = 90,
 ) -> Launch:
     """For `depthwise_gemm_kernel`: at most `largest_output` channels.
 
@@ -169,6 +175,9 @@ def depthwise_gemm_launch(
     is_half = dtype != torch.float32
     columns, rest = _split(outputs)
     covered = columns + rest
+    # Three programs of 4 warps share the 64 K registers of a multiprocessor; without Hopper's
+    # products, which read an operand from shared memory, that many registers are not enough.
+    are_three = covered <= 96 and is_half and capability >= 90
     return Launch(
         {
             "E": expanded,
@@ -187,9 +196,8 @@ def depthwise_gemm_launch(
         columns=1,
         warps=4 if covered <= 128 else 8,
         stages=2,
-        programs=3 if covered <= 96 else 2,
-        # Three programs of 4 warps share the 64 K registers of a multiprocessor.
-        registers=168 if is_half and covered <= 96 else None,
+        programs=3 if are_three else 2,
+        registers=168 if are_three else None,
     )
 
 

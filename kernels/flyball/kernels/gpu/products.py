@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flyball.kernels.gpu.availability import (
     LARGEST,
+    capability,
     check_matrix,
     check_places,
     is_interpreted,
@@ -183,6 +184,7 @@ def _multiply(
         is_scattered=identity is not None,
         is_wide=_is_wide(x_rows, out),
         is_interpreted=is_interpreted(),
+        capability=capability(x_rows.device),
     )
     from flyball.kernels.gpu.gemm_kernels import gather_gemm_kernel
 
@@ -300,6 +302,7 @@ def depthwise_gemm_scatter(
         is_ranged=isinstance(listed, Slice),
         is_wide=_is_wide(rows, out_rows),
         is_interpreted=is_interpreted(),
+        capability=capability(rows.device),
     )
     weights = (depthwise_weight, depthwise_bias, weight, bias)
     lists = (positions, rank, begin, end, shift)
