@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flyball import kernels
-from flyball.datapaths.dynconv.calibration import uncalibrated
+from flyball.datapaths.dynconv.calibration import Calibration
 from flyball.datapaths.dynconv.path import DynConvPath, DynConvSpec
 from flyball.datapaths.dynconv.resnet import cifar_resnet
 from flyball.datapaths.errors import CorruptArtifact, DataError, InvalidSetting
@@ -196,7 +196,14 @@ def test_the_measuring_process_keeps_memory_has_one_thread_and_fails_loudly(
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     config = replace(cifar_resnet(8, widths=(4, 4, 4)), classes=2)
-    spec = DynConvSpec(config, (0.5, 1.0), ("a", "b"), (0.5,) * 3, (0.2,) * 3, uncalibrated([0.5]))
+    spec = DynConvSpec(
+        config,
+        (0.5, 1.0),
+        ("a", "b"),
+        (0.5,) * 3,
+        (0.2,) * 3,
+        Calibration((0.5,), (0.0,), (0.5,), 1),
+    )
     torch.manual_seed(0)
     network: Any = make_network(config)
     DynConvPath(network, spec).save(tmp_path / "path")

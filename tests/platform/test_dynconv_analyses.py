@@ -318,7 +318,8 @@ def test_a_dense_network_is_trained_once_and_named_by_what_shapes_it(
     (made.folder / "result.json").write_text("{}")
     with pytest.raises(CorruptArtifact, match="does not say how images are normalised"):
         static_network(network, config, phase1, images, tmp_path)
-    pretrained = replace(config, weights="DEFAULT")
+    deep = replace(NETWORK, bottleneck=True, stem="imagenet")
+    pretrained = replace(config, network=deep, weights="resnet.pth")
     with pytest.raises(InvalidSetting, match="trained as the dynamic one was"):
         static_network(network, pretrained, phase1, images, tmp_path)
 
@@ -364,7 +365,7 @@ def test_accuracies_are_compared_at_equal_macs_over_the_same_images(
     assert "points_over/tiny" not in found.summary()
 
 
-def test_joints_of_a_pose_network_are_told_beside_its_accuracy(tmp_path: Path) -> None:
+def test_joints_of_a_pose_network_are_told_beside_its_accuracy(root: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     data = DataConfig(name="figures", image_size=32, limit=8, cache=str(cache))
     network = small_hourglass(1, features=8, image_size=32)
@@ -374,7 +375,7 @@ def test_joints_of_a_pose_network_are_told_beside_its_accuracy(tmp_path: Path) -
         data=replace(data, fractions=(0.25, 0.25, 0.25, 0.25)),
         path=DynConvConfig(network=network, sparsity=SparsityConfig(alpha=0.01), sigma=1.0),
     )
-    job = with_overrides(job, [f"storage.root={tmp_path}/runs", "phase1.epochs=1", "arms=0.5,1"])
+    job = with_overrides(job, [f"storage.root={root}", "phase1.epochs=1", "arms=0.5,1"])
     ready = prepare(job)
     build_outcomes(ready, build_path(ready).path.with_arms(job.arms))
     record = record_of("static", job)

@@ -204,18 +204,17 @@ def _title(row: DynconvRow) -> str:
 
 
 def _split_lines(splits: Sequence[SplitRow]) -> list[str]:
-    head = "".join(f"{name:>{len(name) + 3}}" for name in (*STEPS, "sum", "fused"))
+    names = (*STEPS, "sum", "fused")
+    widths = [max(len(name) + 2, 9) for name in names]
+    head = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
     lines = [
         "Time split of a sparse block in ms, as DynConv Table 1. Each step runs by an operator of",
         "its own, which keeps its result in memory; the block that runs fuses all but the mask.",
         f"{'pixels':<8}{'batch':>5}{'r':>7}{head}",
     ]
     for row in splits:
-        values = [*row.steps.values(), sum(row.steps.values()), row.fused]
-        names = (*STEPS, "sum", "fused")
-        texts = "".join(
-            f"{value:>{len(name) + 3}.3f}" for name, value in zip(names, values, strict=True)
-        )
+        values = (*row.steps.values(), sum(row.steps.values()), row.fused)
+        texts = "".join(f"{v:>{width}.3f}" for v, width in zip(values, widths, strict=True))
         lines.append(f"{f'{row.side}x{row.side}':<8}{row.batch:>5}{row.ratio:>7g}{texts}")
     return lines
 

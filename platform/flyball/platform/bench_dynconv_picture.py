@@ -104,6 +104,7 @@ def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form.format(value)))
     axes.set_xticks(sorted({row.asked for row in sparse}))
+    axes.set_ylim(top=1.3 * max(row.speed_up for row in sparse))
     axes.grid(color=_PALE, lw=0.6)
     axes.set_xlabel("active ratio r")
     axes.set_ylabel("speed-up over the fastest dense block")
@@ -127,7 +128,7 @@ def _draw_networks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
     axes.set_yticks(places, names, fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.4 * max(row.speed_up for row in rows))
-    axes.set_xlabel("speed-up over the fastest dense network; the line is what is promised")
+    axes.set_xlabel("speed-up over the fastest dense network; line: promised")
     axes.set_title("Whole networks")
 
 

@@ -246,10 +246,12 @@ def run_serve(options: argparse.Namespace) -> int:
 def _rightness(given: Predictions, images: ImageSet, rows: NDArray[np.int64]) -> NDArray[Any]:
     """How right every answer is: 1 or 0 of a class, the share of an image's key points; (B,)."""
     truth = truth_of(images, rows)
+    right: NDArray[Any]
     if given.key_points is None:
-        return (given.prediction == np.asarray(truth)).astype(np.float32)
-    shares: NDArray[Any] = image_pckh(torch.from_numpy(given.key_points[..., :2]), truth).numpy()
-    return shares
+        right = np.equal(given.prediction, np.asarray(truth)).astype(np.float32)
+    else:
+        right = image_pckh(torch.from_numpy(given.key_points[..., :2]), truth).numpy()
+    return right
 
 
 def _tracking_there(job: Job) -> Tracking | None:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "vectors.h"
 
@@ -36,27 +37,33 @@ struct Lists {
     const int wide = grid.padded_width();
     first.reserve(actives + 1), past.reserve(actives + 1);
     window.reserve(actives + 1);
-    for (int i = 0, y = 0, row = 0; i < actives; i++) {
-      for (; active[i] >= row + grid.out_width; row += grid.out_width) y++;
-      const int x = active[i] - row, up = y * grid.stride, left = x * grid.stride;
+    const int32_t* pixels = active.data();
+    int32_t *from = first.data(), *until = past.data(), *corner = window.data();
+    const int count = actives;
+    for (int i = 0, y = 0, row = 0; i < count; i++) {
+      for (; pixels[i] >= row + grid.out_width; row += grid.out_width) y++;
+      const int x = pixels[i] - row, up = y * grid.stride, left = x * grid.stride;
       // The window's first and last pixel inside the image.
       const int bottom = std::min(up + 2, grid.height), right = std::min(left + 2, grid.width);
-      window[i] = up * wide + left;
-      first[i] = rank[std::max(up, 1) * wide + std::max(left, 1)];
-      past[i] = rank[bottom * wide + right] + 1;
+      corner[i] = up * wide + left;
+      from[i] = rank[std::max(up, 1) * wide + std::max(left, 1)];
+      until[i] = rank[bottom * wide + right] + 1;
     }
     // Windows are cut at the image's edge: make both lists rise.
-    for (int i = 1; i < actives; i++) past[i] = std::max(past[i], past[i - 1]);
-    for (int i = actives - 2; i >= 0; i--) first[i] = std::min(first[i], first[i + 1]);
-    span = 0;
-    for (int i = 0; i < actives; i++) span = std::max(span, past[i] - first[i]);
+    for (int i = 1; i < count; i++) until[i] = std::max(until[i], until[i - 1]);
+    for (int i = count - 2; i >= 0; i--) from[i] = std::min(from[i], from[i + 1]);
+    int most = 0;
+    for (int i = 0; i < count; i++) most = std::max(most, until[i] - from[i]);
+    span = most;
   }
 
   // Gives every dilated pixel from `begin` on the next of `ring` slots, counted from 1.
   void assign_slots(int begin, int end, int ring, const Grid& grid) {
     std::fill_n(slot.reserve(grid.padded_pixels()), grid.padded_pixels(), 0);
+    int32_t* slots = slot.data();
+    const int32_t* places = place.data();
     for (int j = begin, next = 1; j < end; j++, next = next == ring ? 1 : next + 1)
-      slot[place[j]] = next;
+      slots[places[j]] = next;
   }
 
  private:
@@ -76,30 +83,54 @@ struct Lists {
         }
       return;
     }
-    uint8_t* mark = marks.reserve(grid.padded_pixels());
-    uint8_t* wider = spread.reserve(grid.padded_pixels());
-    std::fill_n(mark, grid.padded_pixels(), uint8_t{0});
-    actives = dilateds = 0;
-    for (int y = 0, i = 0; y < grid.out_height; y++) {
+    uint8_t* mark = marks.reserve(grid.padded_pixels() + kStep);
+    uint8_t* wider = spread.reserve(grid.padded_pixels() + kStep);
+    std::fill_n(mark, grid.padded_pixels() + kStep, uint8_t{0});
+    std::fill_n(wider, grid.padded_pixels() + kStep, uint8_t{0});
+    int count = 0;
+    int32_t* pixels = active.data();
+    for (int y = 0; y < grid.out_height; y++) {
       uint8_t* row = mark + (y * grid.stride + 1) * wide + 1;
-      for (int x = 0; x < grid.out_width; x++, i++) {
-        const bool runs = !mask || mask[i] != 0;
-        row[x * grid.stride] = runs;
-        active[actives] = i;
-        actives += runs;
-      }
+      const uint8_t* given = mask ? mask + y * grid.out_width : nullptr;
+      for (int x = 0; x < grid.out_width; x++) row[x * grid.stride] = !given || given[x] != 0;
     }
-    std::fill_n(wider, grid.padded_pixels(), uint8_t{0});
+    for (int y = 0; y < grid.out_height; y++)
+      for_each_set(mark + (y * grid.stride + 1) * wide + 1, grid.width, [&](int x, bool is_set) {
+        pixels[count] = y * grid.out_width + x / grid.stride;
+        count += is_set;
+      });
+    actives = count;
     for (int i = 1; i + 1 < grid.padded_pixels(); i++)
       wider[i] = mark[i - 1] | mark[i] | mark[i + 1];
+    count = 0;
+    int32_t *touched = dilated.data(), *places = place.data();
     for (int y = 1; y <= grid.height; y++) {
-      const uint8_t* row = wider + y * wide;
-      for (int x = 1; x <= grid.width; x++) {
-        dilated[dilateds] = (y - 1) * grid.width + x - 1;
-        place[dilateds] = y * wide + x;
-        rank[y * wide + x] = dilateds;
-        dilateds += (row[x - wide] | row[x] | row[x + wide]);
-      }
+      const uint8_t *above = wider + (y - 1) * wide, *row = above + wide, *below = row + wide;
+      for (int x = 1; x <= grid.width; x++) mark[x] = above[x] | row[x] | below[x];
+      std::fill_n(mark + grid.width + 1, kStep, uint8_t{0});
+      for_each_set(mark + 1, grid.width, [&](int x, bool is_set) {
+        const int at = y * wide + x + 1;
+        touched[count] = (y - 1) * grid.width + x;
+        places[count] = at;
+        rank[at] = count;
+        count += is_set;
+      });
+    }
+    dilateds = count;
+  }
+
+  static constexpr int kStep = 8;
+
+  // Visits flags (0 or 1) in order, passing over eights of zeros. Where the width is no multiple of
+  // eight, it reads past the row; what is set there belongs to others and is not visited.
+  template <typename Visit>
+  static void for_each_set(const uint8_t* flags, int width, const Visit& visit) {
+    for (int x = 0; x < width; x += kStep) {
+      uint64_t word;
+      std::memcpy(&word, flags + x, sizeof word);
+      if (word == 0) continue;
+      const int end = std::min(x + kStep, width);
+      for (int i = x; i < end; i++) visit(i, flags[i] != 0);
     }
   }
 };

@@ -23,7 +23,7 @@ def static_figure(analysis: "StaticBaseline") -> Figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.75, 1.0))
         _draw_curve(left, analysis)
         _draw_points(right, analysis)
-        look.legend_below(figure, _legend(analysis))
+        look.legend_below(figure, _legend(analysis), columns=5)
         figure.draw_without_rendering()
     return figure
 
