@@ -4,6 +4,7 @@ B batch, C inputs, E expanded channels, O outputs, H, W pixels; P rows computed,
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from math import sqrt
 
 import pytest
@@ -462,6 +463,21 @@ def test_blocks_refuse_what_does_not_fit() -> None:
         pack_inverted_residual(expand, first, deep, second, project[:, 1:], third)
     with pytest.raises(ValueError, match="bias is"):
         pack_inverted_residual(expand, first, deep, second, project, draw.normal(5))
+
+
+def test_a_copied_block_stands_on_its_own() -> None:
+    draw = Draw()
+    packed, _ = block_of("inverted", draw, 4, 20, 4, 1)
+    x, size = draw.normal(36, 4), (1, 6, 6)
+    outs = [torch.empty_like(x), torch.empty_like(x)]
+    run_block(packed, x, None, size, x, outs[0])
+    copied = deepcopy(packed)
+    for part in packed.parts:
+        assert part is not None
+        part[0].fill_(torch.nan)
+    del packed
+    run_block(copied, x, None, size, x, outs[1])
+    assert torch.equal(*outs)
 
 
 def test_a_batch_of_no_images_works() -> None:

@@ -6,6 +6,7 @@ pixels. An image's bits depend on its own pixels and mask alone.
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -83,10 +84,14 @@ class CpuBlock:
     middle: int
     clamps: tuple[float, float, float, float]
 
+    @cached_property
     def arguments(self) -> ctypes.Structure:
         """For C++; valid as long as this block lives."""
         places = [address(t).value for part in self.parts for t in (part or (None, None))]
         return _Arguments(*places, *self.sizes, self.middle, *self.clamps)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "arguments"}
 
 
 def pack_inverted_residual(
@@ -252,7 +257,7 @@ class BlockCall:
 
     def __init__(self, packed: CpuBlock, size: tuple[int, int, int]) -> None:
         self._packed = packed  # keeps the weights
-        self._arguments = ctypes.byref(packed.arguments())
+        self._arguments = ctypes.byref(packed.arguments)
         self._size = tuple(ctypes.c_int64(value) for value in size)
         self._run = library().flyball_block
 
