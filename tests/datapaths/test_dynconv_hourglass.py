@@ -214,9 +214,8 @@ def test_wrong_configurations_say_what_to_set(change: dict[str, Any], message: s
 
 def test_an_unknown_mask_unit_is_named() -> None:
     unknown: Any = "sqeeze"
-    config = replace(TINY, mask_unit=unknown)
     with pytest.raises(UnknownName, match="squeeze"):
-        Hourglass(config)
+        replace(TINY, mask_unit=unknown)
 
 
 @functools.cache

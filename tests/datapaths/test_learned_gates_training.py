@@ -279,7 +279,7 @@ def test_settings_outside_their_range_name_the_field(field: str, value: object) 
 
 
 def test_leave_one_out_needs_two_draws() -> None:
-    with pytest.raises(InvalidSetting, match=r"gates\.draws=2"):
+    with pytest.raises(InvalidSetting, match=r"GateConfig\(draws=2\)"):
         GateConfig(draws=1)
 
 

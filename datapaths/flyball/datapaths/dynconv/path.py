@@ -110,6 +110,8 @@ class DynConvPath(FrozenModule):
     """
 
     what = "dynamic convolution network"
+    requirements = ("pillow",)
+    """Distributions that opening one needs besides torch and what every path needs."""
     advice = "Train the network itself with `flyball path`."
     mean: Tensor
     std: Tensor

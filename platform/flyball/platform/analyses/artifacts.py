@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from flyball.controllers.export import HEADER_FILE as CONTROLLER_FILE
 from flyball.datapaths.atlas import HEADER_FILE as ATLAS_FILE
 from flyball.datapaths.atlas import OutcomeAtlas
+from flyball.datapaths.dynconv.config import DynConvConfig
 from flyball.datapaths.errors import DataError, InvalidSetting
 from flyball.datapaths.family_config import FamilyConfig
 from flyball.datapaths.frozen import SPEC_FILE as PATH_FILE
@@ -108,14 +109,15 @@ def vanilla_of(ready: Prepared, *, report: Report = silent) -> Finished:
     The arms are the job's and u = 1, so that its last arm is the vanilla network itself.
 
     Raises:
-        InvalidSetting: the data path is a family of models, which has no gates.
+        InvalidSetting: the data path has no gates: a family of models, or masks.
         NotFinite: a loss became NaN or infinite.
         StorageError: the run folder cannot be written.
     """
     job = ready.job
-    if isinstance(ready.network, FamilyConfig):
+    if isinstance(ready.network, FamilyConfig | DynConvConfig):
         raise InvalidSetting(
-            "A family of models has no gates, so nothing to train without them. "
+            "Only a network with gates can be trained without them; this data path is a family of "
+            "models or a dynamic convolution network, which `flyball analyse static` compares. "
             "Leave the vanilla network out: `vanilla=False`."
         )
     arms = tuple(sorted({*job.arms, 1.0}))
