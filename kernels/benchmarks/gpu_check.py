@@ -107,6 +107,8 @@ def described(device: torch.device) -> Row:
         row["device"] = about.name
         row["capability"] = f"{about.major}.{about.minor}"
         row["processors"] = about.multi_processor_count
+        # torch's default: the float32 dense block multiplies in TF32, ours does not.
+        row["dense float32 is TF32"] = torch.backends.cudnn.allow_tf32
     versions = {"torch": torch.__version__, "triton": version("triton"), "cuda": torch.version.cuda}
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {**row, "python": platform.python_version(), **versions, "date": date}

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from flyball.kernels import gpu
 from flyball.kernels.gpu import index as index_module
+from flyball.kernels.gpu import products as products_module
 from flyball.kernels.gpu import rows as rows_module
 from flyball.kernels.gpu.index import list_mask
 from flyball.kernels.reference import (
@@ -152,6 +153,11 @@ def test_what_a_kernel_cannot_take_is_refused_before_it_runs() -> None:
             rows, torch.zeros(9, 8), torch.zeros(8), "relu6", torch.zeros(1, 8, 300),
             torch.zeros(300), torch.zeros(4, 300), positions=places, listed=count,
             window=gpu.Window(2, 2, 2, 2, 1, places),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="the result needs memory of its own"):
+        gpu.gather_gemm_scatter(
+            rows, torch.zeros(1, 8, 8), torch.zeros(8), "none", rows, places,
+            rows=count, is_gathered=True,
         )  # fmt: skip
     x = torch.zeros(1, 8, 2, 2)
     with pytest.raises(ValueError, match=r"channels_last memory; got strides"):
@@ -351,13 +357,15 @@ def check_tiles_of_the_hourglass(mask_of: MaskOf, dtype: torch.dtype) -> None:
 def check_bits_depend_on_nothing_but_the_image(
     mask_of: MaskOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, in a batch, in slices of it, in place, on other numbers of processors."""
+    """Alone, in slices of a batch, in place, on other processors, with offsets of 64 bits."""
     x, mask = pixels(3, 12, 5, 4), mask_of("mixed", 7, 5, 4)[3:6]
     weights, dense = packed(12, 24, 12, torch.float32)
     whole = gpu.inverted_residual(x, mask, weights)
     assert torch.equal(gpu.inverted_residual(x, mask, weights, images=2), whole)
     assert torch.equal(gpu.inverted_residual(x[1:2], mask[1:2], weights), whole[1:2])
     monkeypatch.setattr(rows_module, "processors", lambda device: 7)
+    assert torch.equal(gpu.inverted_residual(x, mask, weights), whole)
+    monkeypatch.setattr(products_module, "_is_wide", lambda *tensors: True)
     assert torch.equal(gpu.inverted_residual(x, mask, weights), whole)
     everywhere = gpu.inverted_residual(x, None, weights)
     assert error(everywhere, masked_inverted_residual(x.double(), None, *dense)) < 1e-5

@@ -39,8 +39,8 @@ NUMBERS = {
     "out_total", "batch", "blocks",
 }  # fmt: skip
 INSTRUCTIONS = ("HGMMA", "HMMA", "FFMA", "LDGSTS", "LDG.E.128", "STG.E.128", "LDL", "STL", "ATOMG")
-# Where lists begin is arbitrary; everything else is an allocation, aligned to 16 bytes and more.
-UNALIGNED = {"begin", "end", "dilated_begin", "count"}
+# Parts of lists begin anywhere; everything else is an allocation, aligned to 16 bytes and more.
+UNALIGNED = {"rank", "begin", "end", "dilated_begin", "count"}
 
 
 class Shipped(NamedTuple):

@@ -68,7 +68,7 @@ def _window(
     return sums
 
 
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["count"])
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["rank", "count"])
 def depthwise_kernel(
     rows, weight, bias, positions, rank, count, out,
     height, width, out_height, out_width, capacity,
@@ -125,7 +125,7 @@ def _finish(
 
 @triton.jit(
     do_not_specialize=SIZES,
-    do_not_specialize_on_alignment=["begin", "end", "dilated_begin"],
+    do_not_specialize_on_alignment=["rank", "begin", "end", "dilated_begin"],
 )
 def depthwise_gemm_kernel(
     rows, depth_weight, depth_bias, weight, bias, positions, rank, begin, end, dilated_begin,

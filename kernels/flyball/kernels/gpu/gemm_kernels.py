@@ -24,7 +24,7 @@ def accumulate(a, b, sums, UPCAST: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=["height", "width", "out_height", "out_width", "capacity"],
-    do_not_specialize_on_alignment=["begin", "end"],
+    do_not_specialize_on_alignment=["rank", "begin", "end"],
 )
 def gather_gemm_kernel(
     x, weight, bias, positions, rank, begin, end, identity, out,

@@ -99,13 +99,14 @@ def list_mask(
     )
     constants = {"STRIDE": stride, "BLOCK": BLOCK, "num_warps": 4, "enable_fp_fusion": True}
     grids = (height, width, out_height, out_width, out_total, total)
-    count_blocks[(blocks,)](flags, in_block, near_block, *grids, **constants)
-    list_blocks[(blocks,)](
-        *(flags, in_block, near_block, active, dilated, rank, counts),
-        *(active_starts, dilated_starts, batch, *grids, blocks, room, dilated_room),
-        CHUNK=CHUNK,
-        **constants,
-    )
+    with torch.cuda.device_of(flags):  # type: ignore[no-untyped-call]
+        count_blocks[(blocks,)](flags, in_block, near_block, *grids, **constants)
+        list_blocks[(blocks,)](
+            *(flags, in_block, near_block, active, dilated, rank, counts),
+            *(active_starts, dilated_starts, batch, *grids, blocks, room, dilated_room),
+            CHUNK=CHUNK,
+            **constants,
+        )
     index = SparseIndex(
         batch=batch,
         height=height,

@@ -22,6 +22,7 @@ from flyball.kernels.gpu.configurations import (
     gather_gemm_launch,
 )
 from flyball.kernels.gpu.rows import launch, require_room
+from flyball.kernels.layout import check_alias
 from flyball.kernels.sparse_index import SparseIndex
 
 __all__ = [
@@ -165,6 +166,7 @@ def _multiply(
     check_matrix("x_rows", x_rows, (None, inputs), x_rows)
     check_matrix("weight", weight, (taps, inputs, outputs), x_rows)
     check_matrix("out", out, (None, outputs), x_rows)
+    _check_apart("x_rows", x_rows, out)
     _check_bias("bias", bias, outputs, x_rows)
     begin, end = _bounds(rows)
     places = end if positions is None else positions
@@ -230,6 +232,7 @@ def depthwise(
     """
     rank = _check_window(rows, weight, bias, window)
     check_matrix("out", out, (None, rows.shape[1]), rows)
+    _check_apart("rows", rows, out)
     check_places("positions", positions, rows)
     check_places("count", count, rows)
     require_room("out", len(out), len(positions))
@@ -283,6 +286,7 @@ def depthwise_gemm_scatter(
     check_matrix("weight", weight, (1, expanded, outputs), rows)
     check_matrix("out_rows", out_rows, (None, outputs), rows)
     check_matrix("identity_rows", identity, tuple(out_rows.shape), rows)
+    _check_apart("rows", rows, out_rows)
     _check_bias("bias", bias, outputs, rows)
     begin, end = _bounds(listed)
     shift = begin
@@ -329,6 +333,12 @@ def _check_bias(name: str, bias: Tensor, channels: int, like: Tensor) -> None:
         )
     if bias.device != like.device or not bias.is_contiguous():
         raise ValueError(f"{name}: contiguous on {like.device}; it is on {bias.device}.")
+
+
+def _check_apart(name: str, rows: Tensor, out: Tensor) -> None:
+    """One program would read what another one has already overwritten."""
+    if out.numel() and check_alias(out, rows, name):
+        raise ValueError(f"{name}: the result needs memory of its own; got the very same tensor.")
 
 
 def _bounds(rows: Tensor | Slice) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flyball.kernels.gpu.availability import available, check_matrix, check_places, processors
@@ -96,4 +97,6 @@ def launch(kernel: Any, way: Launch, capacity: int, *arguments: Any) -> None:
         raise ValueError(f"The Triton kernels cannot run here: {why}.")
     if capacity < 1:
         return
-    kernel[way.grid(capacity, processors(device))](*arguments, **way.constants, **way.options)
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+        kernel[way.grid(capacity, processors(device))](*arguments, **way.constants, **way.options)
