@@ -279,10 +279,9 @@ class PackedBlock:
         out: Tensor | None,
     ) -> Tensor:
         run, line = known
-        if out is None:
-            height, width = output_size(x.shape[2], x.shape[3], self.stride)
-            out = new_pixels(len(x), self.outputs, height, width, self._weight)
-        self._counts = [run(x, mask, x if identity is None else identity, out)]
+        identity = x if identity is None else identity
+        out = torch.empty_like(identity) if out is None else out
+        self._counts = [run(x, mask, identity, out)]
         note_again(line)
         return out
 

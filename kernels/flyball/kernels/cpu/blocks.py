@@ -37,6 +37,12 @@ NO_MIDDLE, DEPTHWISE, CONVOLUTION = range(3)
 
 Part = tuple[Tensor, Tensor]
 
+_PLACE, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_BLOCK = ctypes.CFUNCTYPE(
+    ctypes.c_int32, _PLACE, _PLACE, _PLACE, _COUNT, _COUNT, _COUNT, _PLACE, _PLACE, _PLACE
+)
+"""flyball_block of operators.cpp; declared once, so that a call converts plain integers."""
+
 
 class Listed(NamedTuple):
     """How many pixels of a batch the first convolution computed, and how many the others."""
@@ -258,19 +264,19 @@ class BlockCall:
     def __init__(self, packed: CpuBlock, size: tuple[int, int, int]) -> None:
         self._packed = packed  # keeps the weights
         self._arguments = ctypes.byref(packed.arguments)
-        self._size = tuple(ctypes.c_int64(value) for value in size)
-        self._run = library().flyball_block
+        self._size = size
+        self._run = _BLOCK(("flyball_block", library()))
 
     def __call__(self, x: Tensor, mask: Tensor | None, identity: Tensor, out: Tensor) -> Listed:
         """Runs the block; the tensors as `run_block` took them, in any shape of the same memory."""
         listed = (ctypes.c_int64 * 2)()
         status = self._run(
             self._arguments,
-            address(x),
-            address(mask),
+            x.data_ptr(),
+            None if mask is None else mask.data_ptr(),
             *self._size,
-            address(identity),
-            address(out),
+            identity.data_ptr(),
+            out.data_ptr(),
             listed,
         )
         if status != DONE:
