@@ -176,10 +176,13 @@ def _signature(
         where = APART
     else:
         where = OVER_IDENTITY if out is (x if identity is None else identity) else ELSEWHERE
-    parts = [
-        None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in (mask, identity)
-    ]
-    return (x.shape, x.stride(), x.dtype, x.device, *parts, identity is x, where)
+    return (_layout(x), _layout(mask), None if identity is x else _layout(identity), where)
+
+
+def _layout(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    if tensor is None:
+        return None
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
 class PackedBlock:

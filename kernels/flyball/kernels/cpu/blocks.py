@@ -38,6 +38,7 @@ NO_MIDDLE, DEPTHWISE, CONVOLUTION = range(3)
 Part = tuple[Tensor, Tensor]
 
 _PLACE, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_PAIR = _COUNT * 2
 _BLOCK = ctypes.CFUNCTYPE(
     ctypes.c_int32, _PLACE, _PLACE, _PLACE, _COUNT, _COUNT, _COUNT, _PLACE, _PLACE, _PLACE
 )
@@ -269,7 +270,7 @@ class BlockCall:
 
     def __call__(self, x: Tensor, mask: Tensor | None, identity: Tensor, out: Tensor) -> Listed:
         """Runs the block; the tensors as `run_block` took them, in any shape of the same memory."""
-        listed = (ctypes.c_int64 * 2)()
+        listed = _PAIR()
         status = self._run(
             self._arguments,
             x.data_ptr(),
