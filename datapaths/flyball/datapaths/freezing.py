@@ -11,11 +11,14 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flyball.datapaths.errors import FrozenPathChanged, InvalidSetting
+from flyball.datapaths.errors import DataError, FrozenPathChanged, InvalidSetting
 from flyball.datapaths.tasks import Judgement
 
 __all__ = [
     "FrozenModule",
+    "check_inputs",
+    "check_scale",
+    "check_utilizations",
     "context_features",
     "grouped",
     "in_chunks",
@@ -71,6 +74,56 @@ class FrozenModule(nn.Module):
         return super().requires_grad_(False)
 
 
+def check_inputs(images: Tensor, input_shape: tuple[int, ...]) -> None:
+    """Refuses inputs that a data path does not take.
+
+    Args:
+        images: (B, *input_shape), floating point.
+        input_shape: of one input.
+
+    Raises:
+        DataError: they have another shape, or are no floating-point numbers.
+    """
+    if tuple(images.shape[1:]) != input_shape:
+        raise DataError(
+            f"This data path takes inputs of shape {input_shape} (channels, then frames "
+            f"of a clip, height and width); these are {tuple(images.shape[1:])}. "
+            f"Resize with --set data.image_size={input_shape[-1]}, "
+            "or train a data path for this size."
+        )
+    if not images.is_floating_point():
+        raise DataError(
+            f"Inputs are floating-point numbers in [0, 1]; {images.dtype} came. "
+            "Divide bytes by 255: images.float() / 255."
+        )
+
+
+def check_scale(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Refuses a mean or standard deviation that is not one for each channel.
+
+    Raises:
+        InvalidSetting: there are fewer or more, or a deviation is not above 0.
+    """
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise InvalidSetting(
+            f"Every one of the {channels} input channels has a mean and a standard deviation above "
+            f"0; the means are {mean}, the deviations {std}. Give one for each channel."
+        )
+
+
+def check_utilizations(u: Tensor, samples: Tensor) -> None:
+    """Refuses a tensor of utilizations that has not one for each sample.
+
+    Raises:
+        InvalidSetting: it has another shape than (B,).
+    """
+    if u.shape != (len(samples),):
+        raise InvalidSetting(
+            f"u is one number, or one for each of the {len(samples)} samples; its shape is "
+            f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(samples)},)."
+        )
+
+
 def grouped(
     u: Tensor, samples: Tensor, setting_of: Callable[[float], Setting]
 ) -> list[tuple[Setting, Tensor]]:
@@ -87,11 +140,7 @@ def grouped(
     Raises:
         InvalidSetting: there is not one u for each sample, or one is outside [0, 1] or NaN.
     """
-    if u.shape != (len(samples),):
-        raise InvalidSetting(
-            f"u is one number, or one for each of the {len(samples)} samples; its shape is "
-            f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(samples)},)."
-        )
+    check_utilizations(u, samples)
     rows: dict[Setting, list[int]] = {}
     for row, value in enumerate(u.double().tolist()):
         rows.setdefault(setting_of(value), []).append(row)

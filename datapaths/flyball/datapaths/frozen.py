@@ -17,7 +17,6 @@ from flyball.datapaths.atlas import hash_bytes
 from flyball.datapaths.cost import CostModel, executed_macs, linear_macs
 from flyball.datapaths.errors import (
     CorruptArtifact,
-    DataError,
     InvalidSetting,
 )
 from flyball.datapaths.execution import Packed
@@ -30,6 +29,8 @@ from flyball.datapaths.files import (
 )
 from flyball.datapaths.freezing import (
     FrozenModule,
+    check_inputs,
+    check_scale,
     context_features,
     grouped,
     in_chunks,
@@ -110,7 +111,7 @@ class FrozenDataPath(FrozenModule):
                 f"Every logit has a class name: the network tells {network.classes} classes "
                 f"apart, {len(spec.classes)} are named. Name them all."
             )
-        _check_scale(spec, network.input_shape[0])
+        check_scale(spec.mean, spec.std, network.input_shape[0])
         for u in self.spec.arms:
             network.statistics_of(network.counts_at(u))
         # Training may leave another memory format, and other formats round differently.
@@ -153,7 +154,7 @@ class FrozenDataPath(FrozenModule):
             DataError: the images have another shape.
             InvalidSetting: u is outside [0, 1] or NaN, or there is not one for each sample.
         """
-        self._check_images(images)
+        check_inputs(images, self.input_shape)
         if not isinstance(u, Tensor):
             output = self._run(images, self._counts(float(u)), fixed_shape).logits
             return Answer(output, self._macs_of(float(u), len(images), images.device))
@@ -175,7 +176,7 @@ class FrozenDataPath(FrozenModule):
             float32 (B, D): pooled features of the last convolution, log-probabilities, their
             largest probability, and their entropy in nats; and the lowest arm's answer.
         """
-        self._check_images(images)
+        check_inputs(images, self.input_shape)
         run = self._run(images, self._counts(self.arms[0]), fixed_shape)
         answer = Answer(run.logits, self._macs_of(self.arms[0], len(images), images.device))
         return context_features(run.pooled, run.logits), answer
@@ -290,29 +291,6 @@ class FrozenDataPath(FrozenModule):
 
     def _described(self) -> dict[str, Any]:
         return {**asdict(self.spec), "network": config_to_json(self.spec.network)}
-
-    def _check_images(self, images: Tensor) -> None:
-        if tuple(images.shape[1:]) != self.input_shape:
-            raise DataError(
-                f"This data path takes inputs of shape {self.input_shape} (channels, then frames "
-                f"of a clip, height and width); these are {tuple(images.shape[1:])}. "
-                f"Resize with --set data.image_size={self.input_shape[-1]}, "
-                "or train a data path for this size."
-            )
-        if not images.is_floating_point():
-            raise DataError(
-                f"Inputs are floating-point numbers in [0, 1]; {images.dtype} came. "
-                "Divide bytes by 255: images.float() / 255."
-            )
-
-
-def _check_scale(spec: PathSpec, channels: int) -> None:
-    """Refuses a mean or standard deviation that is not one for each channel."""
-    if len(spec.mean) != channels or len(spec.std) != channels or min(spec.std) <= 0:
-        raise InvalidSetting(
-            f"Every one of the {channels} input channels has a mean and a standard deviation above "
-            f"0; the means are {spec.mean}, the deviations {spec.std}. Give one for each channel."
-        )
 
 
 def _spec_from_json(text: dict[str, Any]) -> PathSpec:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,26 +12,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from flyball.datapaths.files import write_atomically
 from flyball.platform.bench_dynconv import BenchDynconv, DynconvRow, SplitRow
 from flyball.platform.bench_dynconv_measurement import STEPS
+from flyball.platform.bench_style import COLOURS, GREY, INK, MARKERS, PALE, STYLE
 
 __all__ = ["draw_bench_dynconv"]
-
-# Okabe and Ito (2008): colours that stay apart for colour-blind readers.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
-_MARKERS = ("o", "s", "^")
-_INK, _GREY, _PALE = "#222222", "#777777", "#DDDDDD"
-
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.axisbelow": True,
-    "text.color": _INK,
-}
 
 
 def draw_bench_dynconv(found: BenchDynconv, file: Path | str) -> Path:
@@ -49,7 +31,7 @@ def draw_bench_dynconv(found: BenchDynconv, file: Path | str) -> Path:
         StorageError: it cannot be written.
     """
     file = Path(file)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14.5, 5.4), dpi=140, layout="constrained")
         FigureCanvasAgg(figure)
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1.0, 1.0))
@@ -65,7 +47,7 @@ def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
     sparse = [row for row in rows if row.kind == "sparse"]
     sides = sorted({row.side for row in sparse}, reverse=True)
     batches = sorted({row.batch for row in sparse})
-    for side, colour, marker in zip(sides, _COLOURS, _MARKERS, strict=False):
+    for side, colour, marker in zip(sides, COLOURS, MARKERS, strict=False):
         for batch, style in zip(batches, ("-", ":"), strict=False):
             case = [row for row in sparse if (row.side, row.batch) == (side, batch)]
             axes.plot(
@@ -81,7 +63,7 @@ def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
     axes.plot(
         [row.asked for row in most],
         [1 / row.macs for row in most],
-        color=_INK,
+        color=INK,
         ls="--",
         lw=1.2,
         label=f"MACs saved, {sides[0]} x {sides[0]} pixels",
@@ -93,11 +75,11 @@ def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
             [least for _, least in promised],
             marker="_",
             s=320,
-            color=_GREY,
+            color=GREY,
             linewidths=2.2,
             label="promised",
         )
-    axes.axhline(1.0, color=_PALE, lw=1.0)
+    axes.axhline(1.0, color=PALE, lw=1.0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis, form in ((axes.xaxis, "{:g}"), (axes.yaxis, "{:g}x")):
@@ -105,7 +87,7 @@ def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form.format(value)))
     axes.set_xticks(sorted({row.asked for row in sparse}))
     axes.set_ylim(top=1.3 * max(row.speed_up for row in sparse))
-    axes.grid(color=_PALE, lw=0.6)
+    axes.grid(color=PALE, lw=0.6)
     axes.set_xlabel("active ratio r")
     axes.set_ylabel("speed-up over the fastest dense block")
     axes.set_title("Inverted residual, CPU time, one thread")
@@ -115,7 +97,7 @@ def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
 def _draw_networks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
     """One bar a row: speed-up over the fastest dense network."""
     places = range(len(rows))
-    kinds = {"dense": _GREY, "own": _COLOURS[1], "sparse": _COLOURS[0]}
+    kinds = {"dense": GREY, "own": COLOURS[1], "sparse": COLOURS[0]}
     axes.barh(
         places, [row.speed_up for row in rows], color=[kinds[r.kind] for r in rows], height=0.72
     )
@@ -123,7 +105,7 @@ def _draw_networks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
         text = f" {row.speed_up:.1f}x, {row.milliseconds:,.0f} ms"
         axes.text(row.speed_up, place, text, va="center", fontsize=8.5)
         if row.promise is not None:
-            axes.plot([row.promise] * 2, [place - 0.45, place + 0.45], color=_INK, lw=2)
+            axes.plot([row.promise] * 2, [place - 0.45, place + 0.45], color=INK, lw=2)
     names = [f"{'own masks: ' * (r.part == 'trained')}{r.what}\nbatch {r.batch}" for r in rows]
     axes.set_yticks(places, names, fontsize=7.5)
     axes.invert_yaxis()
@@ -138,13 +120,13 @@ def _draw_splits(axes: Axes, splits: Sequence[SplitRow]) -> None:
     rows = [row for row in splits if row.side == most]
     below = [0.0] * len(rows)
     places = [float(place) for place in range(len(rows))]
-    for step, colour in zip(STEPS, _COLOURS, strict=True):
+    for step, colour in zip(STEPS, COLOURS, strict=True):
         values = [row.steps[step] for row in rows]
         at = [place - 0.2 for place in places]
         axes.bar(at, values, 0.38, bottom=below, color=colour, label=step)
         below = [low + value for low, value in zip(below, values, strict=True)]
     at = [place + 0.2 for place in places]
-    axes.bar(at, [row.fused for row in rows], 0.34, color=_INK, label="fused, as it runs")
+    axes.bar(at, [row.fused for row in rows], 0.34, color=INK, label="fused, as it runs")
     axes.set_xticks(places, [f"{row.ratio:g}" for row in rows])
     axes.set_xlabel("active ratio r")
     axes.set_ylabel("CPU time of a call, ms")

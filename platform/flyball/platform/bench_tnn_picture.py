@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -11,27 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from flyball.datapaths.files import write_atomically
+from flyball.platform.bench_style import COLOURS, GREY, INK, MARKERS, PALE, STYLE
 from flyball.platform.bench_tnn import TnnRow
 
 __all__ = ["draw_bench_tnn"]
-
-# Okabe and Ito (2008): colours that stay apart for colour-blind readers.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
-_MARKERS = ("o", "s", "^", "D")
-_INK, _GREY, _PALE = "#222222", "#777777", "#DDDDDD"
-
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.axisbelow": True,
-    "text.color": _INK,
-}
 
 
 def draw_bench_tnn(rows: Sequence[TnnRow], file: Path | str) -> Path:
@@ -48,7 +30,7 @@ def draw_bench_tnn(rows: Sequence[TnnRow], file: Path | str) -> Path:
         StorageError: it cannot be written.
     """
     file = Path(file)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13.0, 5.6), dpi=140, layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
@@ -65,8 +47,8 @@ def _draw_speed_ups(axes: Axes, rows: Sequence[TnnRow]) -> None:
     for row in sorted(throttled, key=lambda row: row.u):
         by_case.setdefault(_case(row), []).append(row)
     ideal = sorted({(row.u, row.ideal) for row in throttled})
-    axes.plot(*zip(*ideal, strict=True), color=_INK, ls="--", lw=1.2, label="ideal: MACs saved")
-    for (name, case), colour, marker in zip(by_case.items(), _COLOURS, _MARKERS, strict=False):
+    axes.plot(*zip(*ideal, strict=True), color=INK, ls="--", lw=1.2, label="ideal: MACs saved")
+    for (name, case), colour, marker in zip(by_case.items(), COLOURS, MARKERS, strict=False):
         us, speed_ups = [row.u for row in case], [row.speed_up for row in case]
         axes.plot(us, speed_ups, color=colour, marker=marker, lw=1.6, label=name)
     promised = [row for row in throttled if row.promise is not None]
@@ -76,18 +58,18 @@ def _draw_speed_ups(axes: Axes, rows: Sequence[TnnRow]) -> None:
             [row.promise or 0.0 for row in promised],
             marker="_",
             s=420,
-            color=_GREY,
+            color=GREY,
             linewidths=2.2,
             label="promised of batch 64, no norm",
         )
-    axes.axhline(1.0, color=_PALE, lw=1.0)
+    axes.axhline(1.0, color=PALE, lw=1.0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis, form in ((axes.xaxis, "{:g}"), (axes.yaxis, "{:g}x")):
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form.format(value)))
     axes.set_xticks([u for u, _ in ideal])
-    axes.grid(color=_PALE, lw=0.6)
+    axes.grid(color=PALE, lw=0.6)
     axes.set_xlabel("utilization u")
     axes.set_ylabel("speed-up over the fastest dense network")
     axes.set_title("CPU time, one thread")
@@ -97,12 +79,12 @@ def _draw_speed_ups(axes: Axes, rows: Sequence[TnnRow]) -> None:
 def _draw_shares(axes: Axes, rows: Sequence[TnnRow]) -> None:
     """One bar a row from above: 100 % is as fast as the MACs promise of the best dense network."""
     places = range(len(rows))
-    colours = [_GREY if row.kind == "dense" else _COLOURS[row.kind == "throttled"] for row in rows]
+    colours = [GREY if row.kind == "dense" else COLOURS[row.kind == "throttled"] for row in rows]
     axes.barh(places, [row.share for row in rows], color=colours, height=0.72)
     for place, row in zip(places, rows, strict=True):
         axes.text(row.share + 0.01, place, f"{row.milliseconds:,.1f} ms", va="center", fontsize=8)
         if row.kind == "mixed" and row.promise is not None:
-            axes.plot([row.promise] * 2, [place - 0.45, place + 0.45], color=_INK, lw=2)
+            axes.plot([row.promise] * 2, [place - 0.45, place + 0.45], color=INK, lw=2)
     axes.set_yticks(places, [f"{_case(row)}: {row.what}" for row in rows], fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(row.share for row in rows))

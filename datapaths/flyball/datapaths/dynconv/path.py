@@ -29,6 +29,9 @@ from flyball.datapaths.files import (
 )
 from flyball.datapaths.freezing import (
     FrozenModule,
+    check_inputs,
+    check_scale,
+    check_utilizations,
     context_features,
     in_chunks,
     per_channel,
@@ -131,13 +134,7 @@ class DynConvPath(FrozenModule):
                 "A dynamic convolution network is throttled by its masks, and this one has no "
                 "mask unit. Set --set path.network.mask_unit=squeeze."
             )
-        channels = self.input_shape[0]
-        if len(spec.mean) != channels or len(spec.std) != channels or min(spec.std) <= 0:
-            raise InvalidSetting(
-                f"Every one of the {channels} input channels has a mean and a standard deviation "
-                f"above 0; the means are {spec.mean}, the deviations {spec.std}. "
-                "Give one for each channel."
-            )
+        check_scale(spec.mean, spec.std, self.input_shape[0])
         for parameter in network.parameters():
             parameter.data = parameter.data.contiguous()
         self.network = network.requires_grad_(False).eval()
@@ -340,13 +337,9 @@ class DynConvPath(FrozenModule):
 
     def _asked(self, images: Tensor, u: float | Tensor) -> Tensor:
         """u of every image, float64 (B,), checked before anything runs."""
-        self._check_images(images)
+        check_inputs(images, self.input_shape)
         if isinstance(u, Tensor):
-            if u.shape != (len(images),):
-                raise InvalidSetting(
-                    f"u is one number, or one for each of the {len(images)} samples; its shape is "
-                    f"{tuple(u.shape)}. Give a float or a tensor of shape ({len(images)},)."
-                )
+            check_utilizations(u, images)
             for value in set(u.double().tolist()):
                 checked_utilization(value)
             return u.double()
@@ -419,20 +412,6 @@ class DynConvPath(FrozenModule):
 
     def _described(self) -> dict[str, Any]:
         return {**asdict(self.spec), "network": config_to_json(self.spec.network)}
-
-    def _check_images(self, images: Tensor) -> None:
-        if tuple(images.shape[1:]) != self.input_shape:
-            raise DataError(
-                f"This data path takes inputs of shape {self.input_shape} (channels, height, "
-                f"width); these are {tuple(images.shape[1:])}. "
-                f"Resize with --set data.image_size={self.input_shape[-1]}, "
-                "or train a data path for this size."
-            )
-        if not images.is_floating_point():
-            raise DataError(
-                f"Inputs are floating-point numbers in [0, 1]; {images.dtype} came. "
-                "Divide bytes by 255: images.float() / 255."
-            )
 
 
 def _check_calibrated(arms: Sequence[float], calibration: Calibration) -> None:
