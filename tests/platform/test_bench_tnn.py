@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flyball.datapaths.progress import Progress
-from flyball.platform import bench_tnn
+from flyball.platform import bench_process, bench_tnn
 from flyball.platform.bench_tnn import (
     MIXED_TARGET,
     TARGETS,
@@ -109,12 +109,12 @@ def test_a_promise_is_of_speed_at_one_u_and_of_share_where_u_is_mixed() -> None:
 
 def test_the_measuring_process_keeps_memory_and_has_one_thread() -> None:
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
-    assert all(int(bench_tnn.ENVIRONMENT[name]) >= 2**28 for name in names)
-    assert bench_tnn.ENVIRONMENT["OMP_NUM_THREADS"] == "1"
+    assert all(int(bench_process.ENVIRONMENT[name]) >= 2**28 for name in names)
+    assert bench_process.ENVIRONMENT["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_failure_of_the_measuring_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bench_tnn.ENVIRONMENT, "PYTHONHOME", "nowhere")
+    monkeypatch.setitem(bench_process.ENVIRONMENT, "PYTHONHOME", "nowhere")
     with pytest.raises(RuntimeError, match="in a process of its own"):
         run_bench_tnn(smoke=True)
 

@@ -5,18 +5,13 @@ allocator can be told to keep memory: without that, dense networks spend half th
 faults, and every speed-up looks larger than it is.
 """
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from flyball.datapaths.progress import Progress, Report, silent
+from flyball.datapaths.progress import Report, silent
+from flyball.platform.bench_process import lines_of, median_ratio
 from flyball.platform.bench_tnn_measure import Case, Measurement
 
 __all__ = ["MIXED_TARGET", "TARGETS", "TnnRow", "bench_tnn_table", "run_bench_tnn"]
@@ -29,16 +24,6 @@ MIXED_TARGET = 0.75
 
 PROMISED_BATCH = 64
 THROTTLED = (1.0, 0.5, 0.25, 0.125)
-
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
-"""Of the measuring process: one thread, and freed memory is kept (glibc)."""
 
 
 @dataclass(frozen=True)
@@ -135,46 +120,13 @@ def bench_tnn_table(rows: Sequence[TnnRow]) -> str:
 
 def _measured(cases: Sequence[Case], report: Report) -> list[Measurement]:
     found: list[Measurement] = []
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "errors").open("w+") as errors:
-        environment = {**os.environ, **ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": folder}
-        plan = json.dumps([asdict(case) for case in cases])
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flyball.platform.bench_tnn_measure", plan],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            cwd=folder,
-        )
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                _take(json.loads(line), found, report)
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-        if code:
-            errors.seek(0)
-            last = "\n".join(errors.read().splitlines()[-12:])
-            raise RuntimeError(
-                "The benchmark measures in a process of its own, which must end well; it ended "
-                f"with code {code}:\n{last}\nIf the compiler failed, install a C++ compiler: the "
-                "dense network it makes is one of the baselines."
-            )
-    return found
-
-
-def _take(line: dict[str, Any], found: list[Measurement], report: Report) -> None:
-    if "progress" in line:
-        done, total, note = line["progress"]
-        report(Progress("bench", done, total, note=note))
-    else:
+    for line in lines_of(
+        "flyball.platform.bench_tnn_measure", [asdict(case) for case in cases], report
+    ):
         values = dict(line["measurement"])
         values |= {key: tuple(values[key]) for key in ("groups", "seconds")}
         found.append(Measurement(**values))
+    return found
 
 
 def _rows(measured: Sequence[Measurement]) -> tuple[TnnRow, ...]:
@@ -187,7 +139,7 @@ def _rows(measured: Sequence[Measurement]) -> tuple[TnnRow, ...]:
             if (other.norm, other.batch, other.kind) == (one.norm, one.batch, "dense")
         ]
         best = min(dense, key=lambda other: statistics.median(other.seconds))
-        speed_up = _median_ratio(best.seconds, one.seconds)
+        speed_up = median_ratio(best.seconds, one.seconds)
         ideal = best.macs / one.macs
         rows.append(
             TnnRow(
@@ -222,7 +174,3 @@ def _promise(one: Measurement) -> float | None:
     if one.kind == "mixed":
         return MIXED_TARGET
     return TARGETS.get(one.u) if one.kind == "throttled" and one.batch == PROMISED_BATCH else None
-
-
-def _median_ratio(theirs: Iterable[float], ours: Iterable[float]) -> float:
-    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))

@@ -6,7 +6,6 @@ they mean is the parent's business (`bench_tnn`). B batch.
 
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,11 +17,10 @@ from flyball.datapaths.execution import Packed
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
 from flyball.datapaths.modules import TConv, TLinear
 from flyball.datapaths.vgg import ThrottleableVgg, VggConfig, small_vgg, vgg_d
+from flyball.platform.bench_process import in_turn, say
 
 __all__ = ["Case", "Measurement", "make_path", "measure"]
 
-LEAST_TURN = 0.05
-"""CPU seconds a turn takes at least, by repeating short calls."""
 
 ARMS = tuple(k / 10 for k in range(1, 11))
 
@@ -95,7 +93,7 @@ def measure(case: Case, report: Callable[[int, str], None]) -> list[Measurement]
     throttled = {name: _throttled(path, images, u) for name, u in asked.items()}
     calls = {**dense, **throttled}
     _check_agreement({name: call for name, call in calls.items() if name in (*dense, "u = 1")})
-    seconds = _in_turn(calls, case.rounds, report)
+    seconds = in_turn(calls, case.rounds, lambda done: report(done, ""))
     found = [
         Measurement(
             case.norm,
@@ -235,30 +233,6 @@ def _check_agreement(calls: Mapping[str, Call]) -> None:
             )
 
 
-def _in_turn(
-    calls: Mapping[str, Call], rounds: int, report: Callable[[int, str], None]
-) -> dict[str, tuple[float, ...]]:
-    repeats, seconds = {}, {}
-    # Not inference mode: what inductor froze refuses its tensors.
-    with torch.no_grad():
-        for key, call in calls.items():
-            call()
-            repeats[key] = max(1, round(LEAST_TURN / max(_seconds(call, 1), 1e-6)))
-            seconds[key] = list[float]()
-        for index in range(rounds):
-            for key, call in calls.items():
-                seconds[key].append(_seconds(call, repeats[key]))
-            report(index + 1, "")
-    return {key: tuple(values) for key, values in seconds.items()}
-
-
-def _seconds(call: Call, repeats: int) -> float:
-    start = time.process_time()
-    for _ in range(repeats):
-        call()
-    return (time.process_time() - start) / repeats
-
-
 def main(arguments: Sequence[str]) -> None:
     """Measures the cases given as JSON."""
     torch.set_num_threads(1)
@@ -268,15 +242,11 @@ def main(arguments: Sequence[str]) -> None:
 
         def report(rounds: int, note: str, before: int = done, case: Case = case) -> None:
             named = f"norm {case.norm}, batch {case.batch}" + (f": {note}" if note else "")
-            _write(progress=[before + rounds, total, named])
+            say(progress=[before + rounds, total, named])
 
         for measurement in measure(case, report):
-            _write(measurement=asdict(measurement))
+            say(measurement=asdict(measurement))
         done += case.rounds
-
-
-def _write(**line: object) -> None:
-    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
