@@ -1,6 +1,7 @@
 """`flyball bench dynconv` counts what runs and compares with the fastest; no time is asserted."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,26 @@ def test_the_measuring_process_keeps_memory_has_one_thread_and_fails_loudly(
     monkeypatch.setitem(bench_process.ENVIRONMENT, "PYTHONHOME", "nowhere")
     with pytest.raises(RuntimeError, match="in a process of its own"):
         run_bench_dynconv(smoke=True)
+
+
+def test_the_rounds_of_all_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast layout of memory in one process is outvoted by those of the others."""
+    plans: list[Any] = []
+    dense = iter([(9.0, 9.0), (4.0, 4.0), (4.0, 4.0)])
+
+    def lines(module: str, plan: Any, report: Any) -> Iterator[dict[str, Any]]:
+        plans.append(plan)
+        for one in (
+            timed("dense", "torch", next(dense)),
+            timed("own", "own dense mode", (2.0, 2.0)),
+            timed("sparse", "r = 0.5", (1.0, 1.0), 0.5),
+        ):
+            yield {"measurement": asdict(one)}
+
+    monkeypatch.setattr(bench_dynconv, "lines_of", lines)
+    found = run_bench_dynconv()
+    assert [row.speed_up for row in found.rows] == [1.0, 2.0, 4.0]
+    assert [sorted(plan) for plan in plans] == [["block", "network"], ["block"], ["block"]]
 
 
 @pytest.fixture
