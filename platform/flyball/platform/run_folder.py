@@ -7,6 +7,7 @@ runs/
 |-- controllers/<fingerprint>/   controller (controller.pt2, controller.json, controller.onnx)
 |-- images/<fingerprint>.npy     images that other processes must open
 |-- jobs/<preset>-<fingerprint>/ evaluation.json, ladder.txt, ladder.png, job.json
+|-- sweeps/<preset>-<fingerprint>/ plan, points, front and journal of a sweep
 |-- gates/<fingerprint>/         comparison of ways of gating (comparison.json, networks, gates)
 |-- analyses/<name>-<fingerprint>/ table, picture and rows of an analysis
 |-- mlflow.db, mlartifacts/      MLflow's own
@@ -54,6 +55,10 @@ class RunFolder:
     def job(self, name: str, fingerprint: str) -> Path:
         """Of what a job reports."""
         return self.root / "jobs" / f"{name}-{fingerprint}"
+
+    def sweep(self, name: str, fingerprint: str) -> Path:
+        """Of a sweep's plan, points and outcome."""
+        return self.root / "sweeps" / f"{name}-{fingerprint}"
 
     @contextlib.contextmanager
     def locked(self, artifact: Path) -> Iterator[None]:
