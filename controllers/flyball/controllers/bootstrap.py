@@ -41,7 +41,9 @@ class Interval:
         return cls(mean, low, high)
 
 
-def resampled_means(values: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+def resampled_means(
+    values: Floats, resamples: int, rng: np.random.Generator, *, block: int | None = None
+) -> Floats:
     """Means of M columns over R resamples of the N rows, drawn with replacement.
 
     Every column sees the same resamples, so differences between columns are paired (Efron and
@@ -51,20 +53,27 @@ def resampled_means(values: Floats, resamples: int, rng: np.random.Generator) ->
         values: (N, M), N >= 1.
         resamples: R, >= 1.
         rng: draws the rows; the same state gives the same means.
+        block: columns that are multiplied at once, >= 1. The last bits of a column then depend on
+            nothing outside its block; None: on how many columns there are.
 
     Returns:
         float64 (R, M).
     """
     count = len(values)
-    columns = np.ascontiguousarray(values, np.float64)
-    means = np.empty((resamples, columns.shape[1]))
+    width = values.shape[1] if block is None else block
+    blocks = [
+        np.ascontiguousarray(values[:, left : left + width], np.float64)
+        for left in range(0, values.shape[1], width)
+    ]
+    means = np.empty((resamples, values.shape[1]))
     at_once = max(1, _INDICES_AT_ONCE // count)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
         drawn = rng.integers(0, count, size=(rows, count))
         drawn += (np.arange(rows) * count)[:, None]
         times_drawn = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-        means[start : start + rows] = times_drawn.astype(np.float64) @ columns
+        weights = times_drawn.astype(np.float64)
+        means[start : start + rows] = np.concatenate([weights @ part for part in blocks], axis=1)
     return means / count
 
 

@@ -32,12 +32,12 @@ def epsilon_at(done: float, total: float, start: float, end: float) -> float:
     return start + (end - start) * min(1.0, done / total) if total > 0 else end
 
 
-def behaviour(policy: Tensor, epsilon: float) -> Tensor:
+def behaviour(policy: Tensor, epsilon: float | Tensor) -> Tensor:
     """What really chooses under epsilon-greedy sampling: b = (1 - epsilon) pi + epsilon / K.
 
     Args:
         policy: probabilities pi, (B, K).
-        epsilon: share of uniform choices, in [0, 1].
+        epsilon: share of uniform choices, in [0, 1]; a tensor broadcasts.
 
     Returns:
         Probabilities (B, K), all at least epsilon / K.

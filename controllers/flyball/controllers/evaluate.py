@@ -3,7 +3,7 @@
 Whatever is chosen (best arm, hull, thresholds, arms of classes, prices) is chosen on
 controller_val; test is only measured. No data-path forward takes place.
 
-Axis letters: N samples, K arms, R resamples, H hull arms.
+Axis letters: N samples, K arms.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyball.controllers import baselines as base
-from flyball.controllers.bootstrap import Interval, interval_of, resampled_means
+from flyball.controllers.bootstrap import Interval
 from flyball.controllers.budget import Calibration, calibrate
 from flyball.controllers.evaluation import Choices, Evaluation, Rung
 from flyball.controllers.informed import InformedHead, fit_informed_head
-from flyball.controllers.ladder import Subject, budget_curve, choose_baselines, ladder, notes_on
+from flyball.controllers.ladder import (
+    Subject,
+    budget_curve,
+    check_rows,
+    choose_baselines,
+    ladder,
+    notes_on,
+    seen_in,
+)
 from flyball.controllers.protocol import Controller, check_arms
+from flyball.controllers.rung_samples import RungSamples
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.errors import InvalidSetting
 from flyball.datapaths.progress import Progress, Report
@@ -25,8 +34,6 @@ from flyball.datapaths.splits import CONTROLLER_TRAIN, CONTROLLER_VAL, TEST, spl
 from flyball.envs.reward import Reward, RewardConfig, account_of
 
 __all__ = ["Evaluation", "EvaluationConfig", "evaluate"]
-
-Floats = NDArray[np.float64]
 
 _USED = (CONTROLLER_TRAIN, CONTROLLER_VAL, TEST)
 
@@ -92,7 +99,7 @@ def evaluate(
     config = EvaluationConfig() if config is None else config
     tell = report or (lambda progress: None)
     check_arms(controller, atlas.arms, "the outcome table")
-    _check_rows(atlas, observations)
+    check_rows(atlas, observations, _USED)
     parts = {split: atlas.take(split) for split in _USED}
     tell(Progress("evaluate", 0, 4, "baselines"))
     choices = choose_baselines(parts[CONTROLLER_VAL], reward)
@@ -104,9 +111,7 @@ def evaluate(
     measures: dict[str, _Measure] = {}
     for done, split in enumerate((CONTROLLER_VAL, TEST), start=2):
         tell(Progress("evaluate", done, 4, split))
-        seen = np.asarray(
-            observations[np.flatnonzero(np.asarray(atlas.split) == split_code(split))]
-        )
+        seen = seen_in(atlas, observations, split)
         subject = Subject(parts[split], controller, seen, reward, split)
         if calibration is None:
             calibration = calibrate(subject.propensities, subject.own.net)
@@ -159,7 +164,12 @@ def _measure(
     rungs_of = ladder(subject, choices, head)
     curve = budget_curve(subject, calibration, config.budgets)
     named = rungs_of | curve
-    samples = _Samples(named, config, split_code(subject.split))
+    samples = RungSamples(
+        named,
+        resamples=config.bootstrap,
+        level=config.confidence_level,
+        seed=(config.seed, split_code(subject.split)),
+    )
     rungs = {name: samples.rung(name, detail) for name, (_, detail) in named.items()}
     share, share_note = _share_of_ceiling(samples, subject.split)
     policy = base.of_choice(subject.chosen, len(subject.atlas.arms))
@@ -179,65 +189,7 @@ def _measure(
     )
 
 
-class _Samples:
-    """Means and resampled means of every rung of one split; all rungs share the resamples."""
-
-    def __init__(
-        self,
-        named: dict[str, tuple[base.Outcomes, str]],
-        config: EvaluationConfig,
-        split: int,
-    ) -> None:
-        columns = np.concatenate([outcomes for outcomes, _ in named.values()], axis=1)
-        rng = np.random.default_rng([config.seed, split])
-        self.level = config.confidence_level
-        self.start = {name: len(base.METRICS) * i for i, name in enumerate(named)}
-        self.mean = columns.mean(axis=0)[None, :]
-        self.resampled = resampled_means(columns, config.bootstrap, rng)
-
-    def column(self, name: str, metric: str) -> tuple[Floats, Floats]:
-        """A figure on the samples as they are, (1,), and on every resample, (R,)."""
-        index = self.start[name] + base.METRICS.index(metric)
-        return self.mean[:, index], self.resampled[:, index]
-
-    def interval(self, estimate: Floats, resampled: Floats) -> Interval:
-        return interval_of(float(estimate[0]), resampled, self.level)
-
-    def rung(self, name: str, detail: str) -> Rung:
-        figures = {m: self.interval(*self.column(name, m)) for m in base.METRICS}
-        return Rung(name=name, detail=detail, **figures)
-
-    def gain(self, arms: tuple[float, ...], hull: tuple[int, ...], account: str) -> Interval:
-        """Accuracy over the static mixture that spends as much as the learned controller.
-
-        In every resample the mixture is moved to that resample's cost.
-        """
-        names = [f"fixed_{arms[arm]:g}" for arm in hull]
-        learned = self.column("learned", "accuracy")
-        budget = self.column("learned", account)
-        gains = []
-        for which in (0, 1):
-            cost = np.stack([self.column(name, "gross")[which] for name in names], axis=1)
-            accuracy = np.stack([self.column(name, "accuracy")[which] for name in names], axis=1)
-            gains.append(learned[which] - _mixture_accuracy(cost, accuracy, budget[which]))
-        return self.interval(*gains)
-
-    def advantage(self, name: str) -> tuple[float, Interval]:
-        """Reward over the best fixed arm, paired."""
-        pairs = zip(self.column(name, "reward"), self.column("best_fixed", "reward"), strict=True)
-        gains = [theirs - fixed for theirs, fixed in pairs]
-        return float(gains[0][0]), self.interval(*gains)
-
-
-def _mixture_accuracy(cost: Floats, accuracy: Floats, budget: Floats) -> Floats:
-    """Accuracy of the hull (R, H) at one budget a resample, (R,)."""
-    order = np.argsort(cost, axis=1, kind="stable")
-    cost, accuracy = np.take_along_axis(cost, order, 1), np.take_along_axis(accuracy, order, 1)
-    rows = zip(budget, cost, accuracy, strict=True)
-    return np.array([np.interp(b, c, a) for b, c, a in rows], np.float64)
-
-
-def _share_of_ceiling(samples: _Samples, split: str) -> tuple[float | None, tuple[str, ...]]:
+def _share_of_ceiling(samples: RungSamples, split: str) -> tuple[float | None, tuple[str, ...]]:
     learned, _ = samples.advantage("learned")
     ceiling, interval = samples.advantage("informed_ceiling")
     if interval.low <= 1e-9:
@@ -252,18 +204,3 @@ def _share_of_ceiling(samples: _Samples, split: str) -> tuple[float | None, tupl
 def _mean_context(part: OutcomeAtlas) -> int:
     """MACs of one context, mean over samples."""
     return round(float(part.context_costs().mean()))
-
-
-def _check_rows(atlas: OutcomeAtlas, observations: NDArray[np.float32]) -> None:
-    if len(observations) != len(atlas):
-        raise InvalidSetting(
-            f"An evaluation needs one observation for every row of the outcome table; got "
-            f"{len(observations)} for {len(atlas)} rows. Give those of the table's samples."
-        )
-    sizes = atlas.split_sizes()
-    empty = [split for split in _USED if not sizes[split]]
-    if empty:
-        raise InvalidSetting(
-            f"An evaluation needs samples in {', '.join(_USED)}; {empty[0]} has none. "
-            "Build the outcomes of more samples, or with other data.fractions."
-        )

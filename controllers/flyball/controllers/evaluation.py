@@ -10,7 +10,7 @@ from flyball.controllers.cascade import Cascade
 from flyball.datapaths.errors import CorruptArtifact, unknown_name
 from flyball.datapaths.splits import CONTROLLER_VAL, TEST
 
-__all__ = ["Choices", "Evaluation", "Rung"]
+__all__ = ["Choices", "Evaluation", "Rung", "is_beaten_by_static", "is_beyond_chance"]
 
 FORMAT = 1
 
@@ -119,12 +119,12 @@ class Evaluation:
     @property
     def beats_static(self) -> bool:
         """The gain over the static mixture on controller_val is positive beyond chance."""
-        return self.gain_over_static[CONTROLLER_VAL].low > _ROUNDING
+        return is_beyond_chance(self.gain_over_static[CONTROLLER_VAL])
 
     @property
     def dominated(self) -> bool:
         """A static mixture of the same net cost does as well or better on controller_val."""
-        return self.gain_over_static[CONTROLLER_VAL].mean <= _ROUNDING
+        return is_beaten_by_static(self.gain_over_static[CONTROLLER_VAL])
 
     def rung(self, name: str, split: str = TEST) -> Rung:
         """One rung by name.
@@ -206,6 +206,16 @@ class Evaluation:
         if split not in known:
             raise unknown_name("evaluated split", split, known)
         return known[split]
+
+
+def is_beyond_chance(gain: Interval) -> bool:
+    """A gain over the static mixture whose whole interval is above zero."""
+    return gain.low > _ROUNDING
+
+
+def is_beaten_by_static(gain: Interval) -> bool:
+    """A gain that is none: a static mixture of the same net cost does as well or better."""
+    return gain.mean <= _ROUNDING
 
 
 def _parsed(value: Mapping[str, Any]) -> dict[str, Any]:

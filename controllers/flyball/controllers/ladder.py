@@ -6,6 +6,9 @@ controller_val; `ladder` only applies it. Means and intervals are taken in `eval
 Axis letters: N samples, K arms.
 """
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,9 +20,21 @@ from flyball.controllers.informed import InformedHead
 from flyball.controllers.protocol import Controller
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.errors import InvalidSetting
+from flyball.datapaths.splits import split_code
 from flyball.envs.reward import Reward
 
-__all__ = ["Subject", "budget_curve", "choose_baselines", "ladder", "notes_on"]
+__all__ = [
+    "Subject",
+    "budget_curve",
+    "check_rows",
+    "choose_baselines",
+    "fixed_rungs",
+    "ladder",
+    "learned_rung",
+    "mixed_arms",
+    "notes_on",
+    "seen_in",
+]
 
 Floats = NDArray[np.float64]
 
@@ -31,10 +46,43 @@ def choose_baselines(validation: OutcomeAtlas, reward: Reward) -> Choices:
     by_class = base.best_arm_of_class(table, validation.label, classes)
     return Choices(
         best_fixed=base.best_fixed_arm(table),
-        hull=base.concave_hull(table.gross.mean(axis=0), table.correct.mean(axis=0)),
+        hull=mixed_arms(table),
         cascade=tune_cascade(validation, reward),
         class_arms=tuple(int(arm) for arm in by_class),
     )
+
+
+def mixed_arms(table: base.OutcomeTable) -> tuple[int, ...]:
+    """The arms that the static mixture uses, chosen on the rows of controller_val."""
+    return base.concave_hull(table.gross.mean(axis=0), table.correct.mean(axis=0))
+
+
+def seen_in(
+    atlas: OutcomeAtlas, observations: NDArray[np.float32], split: str
+) -> NDArray[np.float32]:
+    """The observations of one split's rows, in order."""
+    rows = np.flatnonzero(np.asarray(atlas.split) == split_code(split))
+    return np.asarray(observations[rows])
+
+
+def check_rows(atlas: OutcomeAtlas, observations: NDArray[np.float32], used: Sequence[str]) -> None:
+    """Refuses observations that are not the atlas's, and an atlas without rows in a split.
+
+    Raises:
+        InvalidSetting: either.
+    """
+    if len(observations) != len(atlas):
+        raise InvalidSetting(
+            f"An evaluation needs one observation for every row of the outcome table; got "
+            f"{len(observations)} for {len(atlas)} rows. Give those of the table's samples."
+        )
+    sizes = atlas.split_sizes()
+    empty = [split for split in used if not sizes[split]]
+    if empty:
+        raise InvalidSetting(
+            f"An evaluation needs samples in {', '.join(used)}; {empty[0]} has none. "
+            "Build the outcomes of more samples, or with other data.fractions."
+        )
 
 
 class Subject:
@@ -57,7 +105,7 @@ class Subject:
             uses_context=controller.observation == "context",
         )
         self.chosen = np.asarray(controller.choose(seen), np.int64)
-        self.propensities = controller.propensities(seen)
+        self._controller, self._seen = controller, seen
         arm_count = len(atlas.arms)
         is_known = (self.chosen >= 0) & (self.chosen < arm_count)
         if self.chosen.shape != (len(atlas),) or not is_known.all():
@@ -68,15 +116,35 @@ class Subject:
                 "Return indices of arms, int64 (N,)."
             )
 
+    @cached_property
+    def propensities(self) -> NDArray[np.float32]:
+        """What the controller gives every arm on every sample, (N, K); asked for once."""
+        return self._controller.propensities(self._seen)
+
+
+def learned_rung(subject: Subject) -> tuple[base.Outcomes, str]:
+    """The controller's own outcomes, sample by sample, and what they are called."""
+    policy = base.of_choice(subject.chosen, len(subject.atlas.arms))
+    return base.outcomes_of(subject.own, policy), "the controller"
+
+
+def fixed_rungs(subject: Subject) -> dict[str, tuple[base.Outcomes, str]]:
+    """Every arm taken on every sample, as "fixed_<u>"."""
+    arms = subject.atlas.arms
+    return {
+        f"fixed_{arm:g}": (base.outcomes_of(subject.free, np.eye(len(arms))[k]), f"u = {arm:g}")
+        for k, arm in enumerate(arms)
+    }
+
 
 def ladder(
     subject: Subject, choices: Choices, head: InformedHead
 ) -> dict[str, tuple[base.Outcomes, str]]:
     """Outcomes and description of every rung, from the worst to the oracle."""
-    atlas, free, own = subject.atlas, subject.free, subject.own
+    atlas, free = subject.atlas, subject.free
     arms, count = atlas.arms, len(atlas.arms)
-    learned = base.outcomes_of(own, base.of_choice(subject.chosen, count))
-    budget = float(learned[:, base.METRICS.index("net")].mean())
+    learned = learned_rung(subject)
+    budget = float(learned[0][:, base.METRICS.index("net")].mean())
     mixture = base.static_mixture(choices.hull, free.gross.mean(axis=0), budget)
     by_class = np.asarray(choices.class_arms)[np.asarray(atlas.label)]
     best = choices.best_fixed
@@ -84,21 +152,17 @@ def ladder(
     def free_choice(chosen: NDArray[np.int64]) -> base.Outcomes:
         return base.outcomes_of(free, base.of_choice(chosen, count))
 
-    fixed = {
-        f"fixed_{arm:g}": (base.outcomes_of(free, np.eye(count)[k]), f"u = {arm:g}")
-        for k, arm in enumerate(arms)
-    }
     return {
         "worst": (free_choice(base.worst_choice(free)), "the worst-paid arm of every sample"),
         "random": (base.outcomes_of(free, np.full(count, 1 / count)), "every arm alike"),
-        **fixed,
+        **fixed_rungs(subject),
         "best_fixed": (base.outcomes_of(free, np.eye(count)[best]), f"u = {arms[best]:g}"),
         "static_mixture": (base.outcomes_of(free, mixture), _mixture_in_words(arms, mixture)),
         "confidence_cascade": (
             cascade_outcomes(atlas, choices.cascade, subject.reward),
             _cascade_in_words(arms, choices),
         ),
-        "learned": (learned, "the controller"),
+        "learned": learned,
         "per_class_oracle": (free_choice(by_class), "knows the true class"),
         "informed_ceiling": (free_choice(head.choose(atlas)), "sees every arm's answer first"),
         "per_sample_oracle": (free_choice(base.oracle_choice(free)), "knows which arms are right"),

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from flyball.datapaths.errors import NotFinite, ShapeMismatch
 
-__all__ = ["BanditTable", "BestByValidation", "CurvePoint", "Learned", "UpdateLog", "greedy_reward"]
+__all__ = [
+    "BanditTable",
+    "BestByValidation",
+    "CurvePoint",
+    "Learned",
+    "UpdateLog",
+    "broken_update",
+    "greedy_reward",
+    "is_look_due",
+]
 
 CHUNK = 4096
 
@@ -123,16 +132,44 @@ class UpdateLog:
         """
         figures = torch.stack([torch.stack(row) for row in self._figures]).cpu().double().numpy()
         self._figures.clear()
-        broken = np.argwhere(~np.isfinite(figures[:, [1, 0]]))
-        if len(broken):
-            row, column = broken[0]
-            what = ("mean reward", "loss")[column]
-            raise NotFinite(
-                f"Rewards and losses must be finite; the {what} of update "
-                f"{updates - len(figures) + int(row) + 1} is {figures[row, 1 - column]}. Look at "
-                "the rewards that the environment pays, or lower learn.learning_rate."
-            )
+        broken = broken_update(figures, updates)
+        if broken is not None:
+            raise broken
         return updates, float(figures[:, 1].mean()), float(figures[:, 2].mean())
+
+
+def broken_update(
+    figures: NDArray[np.float64], updates: int, *, where: str = ""
+) -> NotFinite | None:
+    """The error for the first update whose mean reward or loss is not finite; None: all are.
+
+    Args:
+        figures: loss, mean reward and entropy of the last updates, one row each, (U, 3).
+        updates: made in all, these among them.
+        where: words that go behind the update's number.
+    """
+    broken = np.argwhere(~np.isfinite(figures[:, [1, 0]]))
+    if not len(broken):
+        return None
+    row, column = broken[0]
+    what = ("mean reward", "loss")[column]
+    return NotFinite(
+        f"Rewards and losses must be finite; the {what} of update "
+        f"{updates - len(figures) + int(row) + 1}{where} is {figures[row, 1 - column]}. Look at "
+        "the rewards that the environment pays, or lower learn.learning_rate."
+    )
+
+
+def is_look_due(before: int, now: int, *, updates: int, looks: int) -> bool:
+    """A look at the validation table falls between two counts of updates, or on the run's end.
+
+    Args:
+        before, now: updates made at the last point of the curve and at this one.
+        updates: of the whole run.
+        looks: spread over the run; one more falls on its end.
+    """
+    between = math.ceil(updates / looks)
+    return now // between > before // between or now >= updates
 
 
 class BestByValidation:
@@ -150,7 +187,7 @@ class BestByValidation:
     ) -> None:
         self._table = table
         self._updates = updates
-        self._between = math.ceil(updates / looks)
+        self._planned_looks = looks
         self._batch_size = batch_size
         self._curve: list[CurvePoint] = []
         self._looked = 0
@@ -169,9 +206,10 @@ class BestByValidation:
 
     def note(self, point: CurvePoint, network: Callable[[], nn.Module]) -> None:
         """Takes a point of the curve; calls `network()` for the policy if a look is due."""
-        before = self.updates
+        is_due = is_look_due(
+            self.updates, point[0], updates=self._updates, looks=self._planned_looks
+        )
         self._curve.append(point)
-        is_due = point[0] // self._between > before // self._between or point[0] >= self._updates
         self._looked += is_due
         if self._table is None or not is_due:
             return

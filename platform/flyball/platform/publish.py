@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from flyball.controllers.evaluate import Evaluation
+from flyball.datapaths.splits import CONTROLLER_VAL
 from flyball.platform.controller_stage import ControllerStage
 from flyball.platform.job import Job
 from flyball.platform.tracking import (
     RegisteredVersion,
     RunHandle,
     Tracking,
+    figures_of,
     register_governor,
 )
 
@@ -62,7 +64,8 @@ def publish(
         run = known
     else:
         run = _record_run(tracking, job, folder, learned, evaluation, record)
-    gain = evaluation.gain_over_static["controller_val"]
+    rung = evaluation.rung("learned", CONTROLLER_VAL)
+    gain = evaluation.gain_over_static[CONTROLLER_VAL]
     version = register_governor(
         tracking,
         run,
@@ -71,7 +74,7 @@ def publish(
         name=job.model_name,
         alias="champion" if evaluation.beats_static else "challenger",
         tags={"flyball.preset": job.name},
-        figures={"val_gain_over_static": gain.mean, "val_gain_over_static_low": gain.low},
+        figures=figures_of(rung.accuracy, rung.net, gain),
     )
     if not was_there:
         run.finish()

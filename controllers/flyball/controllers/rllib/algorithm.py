@@ -28,7 +28,7 @@ from flyball.controllers.learn import OptimizerName
 from flyball.controllers.networks import ControllerConfig
 from flyball.controllers.rllib.learners import ROW, UPDATES, AtlasLearner, SampleLearner
 from flyball.controllers.rllib.modules import PolicyModule, module_spec
-from flyball.controllers.rllib.runner import BatchEnvRunner, draw, joined_columns
+from flyball.controllers.rllib.runner import BatchEnvRunner, dealt, draw, joined_columns
 from flyball.controllers.rllib.tables import check_plain, count_rows
 from flyball.datapaths.errors import FlyballError, InvalidSetting, NotFinite, unknown_name
 from flyball.envs import ENVIRONMENT_IDS, ThrottleBanditVector
@@ -75,7 +75,10 @@ class ThrottleBanditConfig(AlgorithmConfig):
         self.num_envs_per_env_runner = 512
         self.gym_env_vectorize_mode = "vector_entry_point"
         self.env_runner_cls: Any = BatchEnvRunner
+        # A runner that was killed or whose node went away is started again, soon; meanwhile the
+        # others draw. RLlib's own patience is 60 s between two restarts.
         self.restart_failed_env_runners = True
+        self.delay_between_env_runner_restarts_s = 2.0
         # RLlib would replace a gradient that is not finite by zeros and go on; ours stops the
         # run instead, so the check is left out.
         self.torch_skip_nan_gradients = True
@@ -114,7 +117,8 @@ class ThrottleBanditConfig(AlgorithmConfig):
                 play the environment in batches.
             estimator: "ratio", "all_arm" (atlas only) or "paper" (see `estimators`).
             updates_per_iteration: gradient steps of one `train()`, each on
-                `train_batch_size_per_learner` samples.
+                `train_batch_size_per_learner` samples of every learner. What several learners
+                update on is what one would: its batch, cut into equal shares.
             max_updates: after as many gradient steps `train()` does nothing more.
             entropy_coeff: weight of the entropy bonus, >= 0.
             epsilon_start: share of uniform choices at the start, in [0, 1).
@@ -265,6 +269,10 @@ class ThrottleBandit(Algorithm):
             group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
     def _update(self, columns: dict[str, Any], count: int) -> None:
+        learners, size = self.config.num_learners or 1, self.config.train_batch_size_per_learner
+        columns = dealt(columns, learners=learners, size=size)
+        if not len(next(iter(columns.values()))):
+            return
         samples = SampleBatch(columns)  # type: ignore[no-untyped-call]
         batch = MultiAgentBatch({DEFAULT_MODULE_ID: samples}, env_steps=count)
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self._samples, UPDATES: self._updates}

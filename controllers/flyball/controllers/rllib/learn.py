@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -36,12 +37,16 @@ from flyball.envs import ENVIRONMENT_IDS, ObservationKind, Reward, RewardConfig
 __all__ = ["Workers", "algorithm_config", "learn_rllib", "load_policy", "local_ray"]
 
 STAGE = "controller"
+MOST_RESTARTS = 3
 NETWORK = "network."
 
 
 @dataclass(frozen=True)
 class Workers:
     """Where RLlib runs; all in this process by default.
+
+    Several learners cut every batch into equal shares and average their gradients. With the
+    all_arm estimator, which draws nothing, they end where one learner would, up to rounding.
 
     Attributes:
         env_runners: processes that sample ("rllib_runner", "ppo", "dqn"), >= 0.
@@ -72,7 +77,9 @@ def learn_rllib(
     """Trains a controller on the outcomes of an atlas through RLlib.
 
     Ray must be initialised, or is for the time of the call, on this machine alone. PPO and DQN
-    stop at the first iteration that has drawn as many samples as `config` says.
+    stop at the first iteration that has drawn as many samples as `config` says. A lost runner is
+    replaced; where a learner is lost, all are started again from the last checkpoint, or from the
+    beginning where there is none, up to three times.
 
     Args:
         atlas_folder: outcomes, on a path that every worker can read.
@@ -117,13 +124,22 @@ def learn_rllib(
         ),
     )
     with local_ray():
-        algorithm: Any = built.build_algo()
-        try:
-            watch = watch_validation(config, validation)
-            _train(algorithm, network, config, watch, checkpoints, report)
-            return watch.learned(load_policy(network, algorithm))
-        finally:
-            algorithm.stop()
+        _check_room(built)
+        watch = watch_validation(config, validation)
+        restarts = MOST_RESTARTS if built.num_learners else 0
+        while True:
+            algorithm: Any = built.build_algo()
+            try:
+                _train(algorithm, network, config, watch, checkpoints, report)
+                return watch.learned(load_policy(network, algorithm))
+            except RayError:
+                # A learner was lost, and the others cannot go on without its gradients.
+                if not restarts:
+                    raise
+                restarts -= 1
+                watch = watch_validation(config, validation)
+            finally:
+                algorithm.stop()
 
 
 def algorithm_config(
@@ -179,6 +195,27 @@ def algorithm_config(
     runners = 0 if config.algorithm == "rllib_atlas" else workers.env_runners
     built.env_runners(num_env_runners=runners)
     return built
+
+
+def _check_room(built: AlgorithmConfig) -> None:
+    """Refuses processes that Ray has no CPUs or GPUs for: RLlib would wait for ever.
+
+    Raises:
+        InvalidSetting: there are not enough.
+    """
+    learners, runners = built.num_learners or 0, built.num_env_runners or 0
+    gpus = learners * float(built.num_gpus_per_learner)
+    # A learner takes a CPU where it takes no GPU, a runner always.
+    cpus = runners + (0 if gpus else learners)
+    room: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+        if wanted > room.get(name, 0):
+            raise InvalidSetting(
+                f"{learners} learners and {runners} env runners need {wanted:g} {name}s, and Ray "
+                f"has {room.get(name, 0):g}. Ask for less with --set compute.learners=0 "
+                "--set compute.env_runners=0 --set compute.gpus_per_learner=0, or join a larger "
+                "cluster with --set compute.ray_address=HOST:6379."
+            )
 
 
 def load_policy(network: nn.Module, algorithm: Any) -> nn.Module:

@@ -21,7 +21,7 @@ from ray.rllib.utils.metrics import (
 from flyball.controllers.estimators import behaviour, sample_arms
 from flyball.datapaths.errors import NotFinite
 
-__all__ = ["BatchEnvRunner", "Drawn", "Samples", "draw", "joined_columns"]
+__all__ = ["BatchEnvRunner", "Drawn", "Samples", "dealt", "draw", "joined_columns"]
 
 Samples = dict[str, NDArray[Any]]
 Drawn = tuple[int, Samples | NotFinite, Any]
@@ -120,6 +120,32 @@ def joined_columns(parts: Sequence[Samples]) -> Samples:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def dealt(columns: Samples, *, learners: int, size: int) -> Samples:
+    """Samples in the order in which RLlib's equal cut gives every learner its share of each update.
+
+    RLlib hands the first learner the first of equal parts, and so on; without this the learners'
+    first updates together would be made of other samples than one learner's first update.
+
+    Args:
+        columns: of the samples, in the order they were drawn.
+        learners: how many share an update.
+        size: samples of one learner's share.
+
+    Returns:
+        The same samples less at most `learners - 1` of the last, so that all shares are equal: a
+        learner waits for the gradients of the others, and must make as many.
+    """
+    if learners == 1:
+        return columns
+    drawn = len(next(iter(columns.values())))
+    kept = drawn - drawn % learners
+    whole, left = divmod(kept, learners * size)
+    update, place = np.divmod(np.arange(kept), learners * size)
+    share = np.where(update < whole, size, max(1, left // learners))
+    order = np.argsort(place // share, kind="stable")
+    return {name: column[order] for name, column in columns.items()}
 
 
 def draw(runner: Any, *, count: int, done: int) -> Drawn:

@@ -7,9 +7,8 @@ import hashlib
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import mlflow.artifacts
 import mlflow.pyfunc
@@ -20,11 +19,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from flyball.controllers.export import HEADER_FILE
-from flyball.datapaths.errors import CorruptArtifact, InvalidSetting, unknown_name
+from flyball.datapaths.errors import CorruptArtifact, unknown_name
 from flyball.datapaths.files import fingerprint_of
 from flyball.platform.governor import CONTROLLER_FOLDER, Governor, sees_poses
 from flyball.platform.tracking import model_code
 from flyball.platform.tracking.address import told_plainly
+from flyball.platform.tracking.aliases import checked_alias, moving_aliases
 from flyball.platform.tracking.quiet import borrowed_environment
 from flyball.platform.tracking.runs import RunHandle, Tracking
 from flyball.platform.tracking.shipped import (
@@ -41,16 +41,14 @@ from flyball.platform.tracking.versions import (
 )
 
 __all__ = [
-    "Alias",
     "RegisteredVersion",
     "checked_name",
     "load_governor",
     "register_governor",
+    "register_version",
 ]
 
 WEIGHTS = "weights"
-Alias = Literal["champion", "challenger"]
-_ALIASES: tuple[Alias, ...] = ("champion", "challenger")
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,16 @@ class RegisteredVersion:
     Attributes:
         name: of the registered model.
         version: counts from 1.
-        alias: what this registration called it.
+        alias: what this registration called it; "" if it gave it no alias.
         fingerprint: of data path and controller together.
         is_new: False where this very governor had been registered before.
-        uri: what MLflow calls it, by alias.
+        uri: what MLflow calls it, by alias where it got one.
         link: where to see it.
     """
 
     name: str
     version: int
-    alias: Alias
+    alias: str
     fingerprint: str
     is_new: bool
     uri: str
@@ -83,14 +81,45 @@ def register_governor(
     controller_folder: Path | str,
     *,
     name: str,
-    alias: Alias,
+    alias: str,
     tags: Mapping[str, str] | None = None,
     figures: Mapping[str, float] | None = None,
 ) -> RegisteredVersion:
     """Puts a governor into the registry under an alias; one that is there is not doubled.
 
-    The alias moves here from whichever version had it. A version is champion or challenger, not
-    both: the later judgement counts.
+    The alias moves here from whichever version had it, on the caller's verdict alone: `promotion`
+    judges. A version is champion or challenger, not both: the later judgement counts.
+
+    Args:
+        tracking, run, path_folder, controller_folder, name, tags, figures: see `register_version`.
+        alias: "champion" if it beats the static mixture, else "challenger"; or another one of
+            `aliases.ALIASES`, or budget-NN.
+
+    Raises:
+        ArtifactError: a folder does not hold what it should, or the two do not belong together.
+        InvalidSetting: there is no such alias.
+        StorageError, TrackingUnreachable: it cannot be recorded.
+    """
+    checked_alias(alias)
+    version = register_version(
+        tracking, run, path_folder, controller_folder, name=name, tags=tags, figures=figures
+    )
+    with moving_aliases(tracking, name) as mover:
+        mover.move(alias, version.version, "registered")
+    return replace(version, alias=alias, uri=f"models:/{name}@{alias}")
+
+
+def register_version(
+    tracking: Tracking,
+    run: RunHandle,
+    path_folder: Path | str,
+    controller_folder: Path | str,
+    *,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    figures: Mapping[str, float] | None = None,
+) -> RegisteredVersion:
+    """Puts a governor into the registry without an alias; one that is there is not doubled.
 
     Args:
         tracking: where.
@@ -98,17 +127,14 @@ def register_governor(
         path_folder: what a data path's `save` wrote.
         controller_folder: what `save_controller` wrote.
         name: of the registered model.
-        alias: "champion" if it beats the static mixture, else "challenger"; the caller's verdict.
         tags: of the version; short texts.
         figures: what it achieves; tags `figure.NAME` of the version, lines of its description.
 
     Raises:
         ArtifactError: a folder does not hold what it should, or the two do not belong together.
-        InvalidSetting: there is no such alias.
+        InvalidSetting: no model can have that name.
         StorageError, TrackingUnreachable: it cannot be recorded.
     """
-    if alias not in _ALIASES:
-        raise InvalidSetting(f"A governor is registered as one of {_ALIASES}, not {alias!r}.")
     checked_name(name)
     with tempfile.TemporaryDirectory(prefix="flyball-") as temporary:
         folder = Path(temporary)
@@ -120,15 +146,15 @@ def register_governor(
             version = known or _create_version(tracking, run, governor, folder, name)
             shown = {f"{FIGURE_TAG}{n}": f"{v:.6g}" for n, v in (figures or {}).items()}
             texts = {**(tags or {}), **shown, GOVERNOR_TAG: fingerprint}
-            _describe(tracking, version, governor, alias, texts, figures or {})
+            _describe(tracking, version, governor, texts, figures or {})
     number = int(version.version)
     return RegisteredVersion(
         name=name,
         version=number,
-        alias=alias,
+        alias="",
         fingerprint=fingerprint,
         is_new=known is None,
-        uri=f"models:/{name}@{alias}",
+        uri=f"models:/{name}/{number}",
         link=tracking.link(f"models/{name}/versions/{number}"),
     )
 
@@ -220,7 +246,6 @@ def _describe(
     tracking: Tracking,
     version: ModelVersion,
     governor: Governor,
-    alias: Alias,
     tags: Mapping[str, str],
     figures: Mapping[str, float],
 ) -> None:
@@ -239,10 +264,6 @@ def _describe(
     client.update_model_version(name, number, description="\n".join(lines))
     for tag, text in tags.items():
         client.set_model_version_tag(name, number, tag, str(text))
-    for other in _ALIASES:
-        if other != alias and other in (client.get_model_version(name, number).aliases or ()):
-            client.delete_registered_model_alias(name, other)
-    client.set_registered_model_alias(name, alias, number)
 
 
 def _by_alias(tracking: Tracking, name: str, alias: str) -> ModelVersion:

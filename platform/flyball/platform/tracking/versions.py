@@ -41,6 +41,13 @@ class KnownVersion:
     run_id: str
     figures: dict[str, str]
 
+    def figure(self, name: str) -> float | None:
+        """One figure as a number; None where the version has none of that name."""
+        try:
+            return float(self.figures[name])
+        except (KeyError, ValueError):
+            return None
+
 
 def list_versions(tracking: Tracking, name: str) -> tuple[KnownVersion, ...]:
     """The versions of a registered model, newest first; none where there is no such model.
