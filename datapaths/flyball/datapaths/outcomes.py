@@ -1,11 +1,11 @@
 """Builds the outcome atlas: asks every arm about every image, shard by shard.
 
 A shard is a file of its own, written whole or not at all, so a build that was killed goes on where
-it stopped and ends with the same bytes. N samples, K arms, S samples in a shard.
+it stopped and ends with the same bytes: plan, shards in any order and place, assembly. N samples,
+K arms, S samples in a shard.
 """
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,30 +15,27 @@ import torch
 from numpy.typing import NDArray
 
 from flyball.datapaths.atlas import HEADER_FILE, AtlasHeader, OutcomeAtlas
+from flyball.datapaths.atlas_plan import AtlasPlan
 from flyball.datapaths.cost import CostModel
 from flyball.datapaths.data import ImageSet
-from flyball.datapaths.errors import (
-    CorruptArtifact,
-    DataError,
-    ForeignArtifact,
-    InvalidSetting,
-    NotFinite,
-)
-from flyball.datapaths.files import (
-    fingerprint_of,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from flyball.datapaths.errors import DataError, ForeignArtifact, InvalidSetting, NotFinite
+from flyball.datapaths.files import fingerprint_of
 from flyball.datapaths.paths import DataPath, device_of
 from flyball.datapaths.progress import Progress, Report, silent
 from flyball.datapaths.splits import PATH_TRAIN, split_code
 
-__all__ = ["OutcomesConfig", "atlas_fingerprint", "build_atlas", "outcomes_of", "truth_of"]
+__all__ = [
+    "OutcomesConfig",
+    "assemble_atlas",
+    "atlas_fingerprint",
+    "build_atlas",
+    "build_shard",
+    "find_atlas",
+    "outcomes_of",
+    "plan_atlas",
+    "truth_of",
+]
 
-SHARD_FOLDER = "shards"
-PLAN_FILE = "plan.json"
 NUMBERS_AT_ONCE = 2**26
 """Pixels that are held as floats at a time."""
 
@@ -101,8 +98,8 @@ def build_atlas(
         report: hears of every finished shard.
 
     Returns:
-        The atlas, memory-mapped. `header.forwards` counts the sample passes it took in all, those
-        of earlier, interrupted builds included; `path.forwards` those of this call.
+        The atlas, memory-mapped. `header.forwards` counts the sample passes its outcomes took,
+        those of earlier, interrupted builds included; `path.forwards` those of this call.
 
     Raises:
         ForeignArtifact: the folder holds shards of another data path, data set or plan.
@@ -111,54 +108,108 @@ def build_atlas(
         StorageError: the folder cannot be written.
     """
     config = config or OutcomesConfig()
-    folder = Path(folder)
-    fingerprint = atlas_fingerprint(path, images, config)
-    if (folder / HEADER_FILE).exists():
-        found = OutcomeAtlas.open(folder, path_fingerprint=path.fingerprint)
-        if found.header.fingerprint != fingerprint:
-            raise ForeignArtifact(
-                f"{folder} holds the atlas {found.header.fingerprint}; these arms, images and "
-                f"settings make {fingerprint}. Delete the folder, or name another one."
-            )
+    found = find_atlas(path, images, folder, config)
+    if found is not None:
         return found
+    plan = plan_atlas(path, images, folder, config)
+    plan.claim()
+    done = 0
+    for number in range(len(plan)):
+        if not plan.has(number):
+            build_shard(path, images, plan, number, cost_model=config.cost_model)
+        done += len(plan.rows_of(number))
+        report(Progress("outcomes", done, len(plan.rows), f"{len(path.arms)} arms"))
+    return assemble_atlas(path, images, plan, config)
+
+
+def find_atlas(
+    path: DataPath, images: ImageSet, folder: Path | str, config: OutcomesConfig
+) -> OutcomeAtlas | None:
+    """The finished atlas in a folder, memory-mapped; None where there is none.
+
+    Raises:
+        ForeignArtifact: it is another one.
+        CorruptArtifact: a file of it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / HEADER_FILE).exists():
+        return None
+    fingerprint = atlas_fingerprint(path, images, config)
+    found = OutcomeAtlas.open(folder, path_fingerprint=path.fingerprint)
+    if found.header.fingerprint != fingerprint:
+        raise ForeignArtifact(
+            f"{folder} holds the atlas {found.header.fingerprint}; these arms, images and "
+            f"settings make {fingerprint}. Delete the folder, or name another one."
+        )
+    return found
+
+
+def plan_atlas(
+    path: DataPath, images: ImageSet, folder: Path | str, config: OutcomesConfig
+) -> AtlasPlan:
+    """The shards that an atlas is built from; writes nothing.
+
+    Raises:
+        DataError: the images do not fit the data path.
+        InvalidSetting: the data path does not know the cost model.
+    """
     if tuple(images.shape) != path.input_shape:
         raise DataError(
             f"The data path takes images of shape {path.input_shape}, {images.name} has "
             f"{tuple(images.shape)}. Resize with --set data.image_size={path.input_shape[-1]}."
         )
-    index = _rows(images, config)
-    full_macs = path.macs_at(1.0, cost_model=config.cost_model)
-    plan = {"fingerprint": fingerprint, "samples": len(index), "shard_size": config.shard_size}
-    _claim(folder, plan)
-    starts = range(0, len(index), config.shard_size)
-    shards: list[dict[str, NDArray[Any]]] = []
-    for number, start in enumerate(starts):
-        rows = index[start : start + config.shard_size]
-        file = folder / SHARD_FOLDER / f"{number:06d}.safetensors"
-        shard = _finished(file, rows)
-        if shard is None:
-            shard = outcomes_of(path, images, rows, cost_model=config.cost_model)
-            write_tensors(file, shard)
-        shards.append(shard)
-        done = min(start + config.shard_size, len(index))
-        report(Progress("outcomes", done, len(index), f"{len(path.arms)} arms"))
-    tables = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    path.macs_at(1.0, cost_model=config.cost_model)
+    return AtlasPlan(
+        folder=Path(folder),
+        fingerprint=atlas_fingerprint(path, images, config),
+        rows=_rows(images, config),
+        shard_size=config.shard_size,
+    )
+
+
+def build_shard(
+    path: DataPath,
+    images: ImageSet,
+    plan: AtlasPlan,
+    number: int,
+    *,
+    cost_model: CostModel = "executed",
+    writer: str = "",
+) -> None:
+    """Asks about one shard of a plan and writes it; `writer` as in `AtlasPlan.write`.
+
+    Raises:
+        NotFinite: an arm gave NaN or infinite logits.
+        StorageError: the shard cannot be written.
+    """
+    columns = outcomes_of(path, images, plan.rows_of(number), cost_model=cost_model)
+    plan.write(number, columns, writer=writer)
+
+
+def assemble_atlas(
+    path: DataPath, images: ImageSet, plan: AtlasPlan, config: OutcomesConfig
+) -> OutcomeAtlas:
+    """The atlas of a plan whose shards are all there, saved and mapped; the shards go.
+
+    Raises:
+        StorageError: a shard is missing, or the folder cannot be written.
+        CorruptArtifact: a shard is damaged.
+    """
+    tables = plan.columns()
     header = AtlasHeader(
-        fingerprint=fingerprint,
+        fingerprint=plan.fingerprint,
         path_fingerprint=path.fingerprint,
         data_fingerprint=images.fingerprint,
         classes=path.classes,
-        full_macs=full_macs,
+        full_macs=path.macs_at(1.0, cost_model=config.cost_model),
         context_macs=round(float(tables["macs"][:, 0].mean())),
         context_arm=0,
         cost_model=config.cost_model,
-        forwards=len(index) * len(path.arms),
+        forwards=len(plan.rows) * len(path.arms),
         versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
     )
-    OutcomeAtlas(arms=path.arms, header=header, **tables).checked().save(folder)
-    shutil.rmtree(folder / SHARD_FOLDER, ignore_errors=True)
-    (folder / PLAN_FILE).unlink(missing_ok=True)
-    return OutcomeAtlas.open(folder, path_fingerprint=path.fingerprint)
+    plan.finish(OutcomeAtlas(arms=path.arms, header=header, **tables).checked())
+    return OutcomeAtlas.open(plan.folder, path_fingerprint=path.fingerprint)
 
 
 def outcomes_of(
@@ -241,24 +292,3 @@ def _rows(images: ImageSet, config: OutcomesConfig) -> NDArray[np.int64]:
     if config.include_path_train:
         return np.arange(len(images.labels), dtype=np.int64)
     return np.flatnonzero(np.asarray(images.split) != split_code(PATH_TRAIN)).astype(np.int64)
-
-
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    file = folder / PLAN_FILE
-    if file.exists() and read_json(file) != plan:
-        raise ForeignArtifact(
-            f"{folder} holds the unfinished atlas of another data path, data set or shard size "
-            f"({read_json(file)}; wanted {plan}). Delete the folder, or name another one."
-        )
-    write_json(file, plan)
-
-
-def _finished(file: Path, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]] | None:
-    if not file.exists():
-        return None
-    try:
-        shard = read_tensors(file)
-    except CorruptArtifact:
-        file.unlink()
-        return None
-    return shard if np.array_equal(shard.get("sample", ()), rows) else None

@@ -55,30 +55,57 @@ class ComputeConfig:
         ray_address: of a running cluster; None takes $RAY_ADDRESS, else starts Ray locally.
         threads: of torch on the CPU; 0 leaves torch its own choice. Small networks run fastest on
             one. Bits of results can differ between numbers of threads.
+        atlas_workers: workers of Ray that build the atlas; 0 builds it in this process. None: as
+            many as a joined cluster has room for, and 0 without one.
+        gpus_per_worker: GPUs of each of them, as a share where several use one; 0: they compute
+            on CPUs. None: 1 where `device` is a CUDA device.
         env_runners: RLlib env runners beside the local one, when learning from runners.
+        learners: processes in which RLlib computes gradients, each on its share of a batch; 0: in
+            this one.
+        gpus_per_learner: GPUs of each learner, as a share where several use one.
     """
 
     device: str = "auto"
     ray_address: str | None = None
     threads: int = 0
+    atlas_workers: int | None = None
+    gpus_per_worker: float | None = None
     env_runners: int = 0
+    learners: int = 0
+    gpus_per_learner: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
         Raises:
-            InvalidSetting: the device is not one, or the count is negative.
+            InvalidSetting: the device is not one, a count is negative, or a process is to use more
+                than one GPU and a fraction.
         """
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise InvalidSetting(
                 f"compute.device is auto, cpu, cuda or cuda:N, not {self.device!r}. "
                 "Leave it out to take the GPU where there is one."
             )
-        for name, value in (("threads", self.threads), ("env_runners", self.env_runners)):
-            if value < 0:
+        for name in ("threads", "atlas_workers", "env_runners", "learners"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
                 raise InvalidSetting(
                     f"compute.{name} is at least 0, not {value}. Set --set compute.{name}=0."
                 )
+        for name in ("gpus_per_worker", "gpus_per_learner"):
+            gpus = getattr(self, name)
+            if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
+                raise InvalidSetting(
+                    f"compute.{name} is 0, a share of a GPU up to 1, or whole GPUs; not {gpus}. "
+                    f"Set for example --set compute.{name}=0.5."
+                )
+
+    @property
+    def gpus_of_a_worker(self) -> float:
+        """GPUs that each worker of the atlas uses."""
+        if self.gpus_per_worker is not None:
+            return self.gpus_per_worker
+        return 1.0 if self.device.startswith("cuda") else 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,6 +32,9 @@ from flyball.platform.prepare import Prepared, prepare
 from flyball.platform.publish import Published, publish
 from flyball.platform.report import draw_ladder, ladder_table
 from flyball.platform.tracking import open_tracking
+
+if TYPE_CHECKING:
+    from flyball.platform.atlas_tasks import RayBuild
 
 __all__ = [
     "JobResult",
@@ -57,6 +60,8 @@ class OutcomesStage:
         was_reused: True if it lay there already.
         forwards: sample passes through the data path in this call; 0 if reused.
         seconds: wall-clock time of this call.
+        workers: of Ray that built it; 0: it was built in this process.
+        repeated: shards that were begun again since their worker was lost.
     """
 
     atlas: OutcomeAtlas
@@ -64,6 +69,18 @@ class OutcomesStage:
     was_reused: bool
     forwards: int
     seconds: float
+    workers: int = 0
+    repeated: int = 0
+
+    @property
+    def how(self) -> str:
+        """In words: passes, workers and what was repeated."""
+        text = f"{self.forwards:,} data-path forwards"
+        if self.workers:
+            text += f" by {self.workers} workers"
+        if self.repeated:
+            text += f", repeated {self.repeated} shard{'s' if self.repeated > 1 else ''}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -117,16 +134,46 @@ def served_path(path: DataPath, job: Job) -> DataPath:
 
 
 def build_outcomes(ready: Prepared, path: DataPath, *, report: Report = silent) -> OutcomesStage:
-    """The outcome atlas of a data path, built or found; see `outcomes.build_atlas`."""
-    start, before = time.monotonic(), path.forwards
-    folder = ready.runs.outcomes(atlas_fingerprint(path, ready.images, ready.job.outcomes))
+    """The outcome atlas of a data path, built here or on Ray, or found; see `build_atlas`."""
+    start, before, job = time.monotonic(), path.forwards, ready.job
+    folder = ready.runs.outcomes(atlas_fingerprint(path, ready.images, job.outcomes))
     is_there = (folder / HEADER_FILE).exists()
-    path.to(ready.job.compute.device)
     with ready.runs.locked(folder):
-        atlas = build_atlas(path, ready.images, folder, ready.job.outcomes, report=report)
+        if not is_there and _builds_on_ray(ready):
+            built = _build_on_ray(ready, path, folder, report)
+            seconds = time.monotonic() - start
+            return OutcomesStage(
+                built.atlas, folder, False, built.forwards, seconds, built.workers, built.repeated
+            )
+        path.to(job.compute.device)
+        atlas = build_atlas(path, ready.images, folder, job.outcomes, report=report)
     path.to("cpu")
     forwards, seconds = path.forwards - before, time.monotonic() - start
     return OutcomesStage(atlas, folder, is_there, forwards, seconds)
+
+
+def _builds_on_ray(ready: Prepared) -> bool:
+    asked = ready.job.compute.atlas_workers
+    return asked > 0 if asked is not None else is_joined(ready.ray_address)
+
+
+def _build_on_ray(ready: Prepared, path: DataPath, folder: Path, report: Report) -> "RayBuild":
+    # Ray takes seconds to import; a job whose atlas lies there already does without it.
+    from flyball.platform.atlas_tasks import build_atlas_on_ray
+    from flyball.platform.cluster import ray_session
+    from flyball.platform.nodes import check_nodes
+
+    job = ready.job
+    named = path_fingerprint(ready.network, job.phase1, ready.images, job.arms)
+    with ray_session(ready.ray_address):
+        if is_joined(ready.ray_address):
+            check_nodes(ready.runs.root)
+        return build_atlas_on_ray(ready, ready.runs.path(named), path, folder, report=report)
+
+
+def is_joined(address: str | None) -> bool:
+    """Whether an address is of a cluster that runs, and not of a Ray started for this job."""
+    return address not in (None, "local")
 
 
 def evaluate_controller(
@@ -157,7 +204,7 @@ def run_job(job: Job, *, report: Report = silent, tell: Tell | None = None) -> J
     say(_line("Data path", trained) + f", {trained.forwards:,} data-path forwards")
     path = served_path(trained.path, job)
     asked = build_outcomes(ready, path, report=report)
-    say(_line("Outcome atlas", asked) + f", {asked.forwards:,} data-path forwards")
+    say(_line("Outcome atlas", asked) + f", {asked.how}")
     learned = train_controller(ready, path, asked.atlas, asked.folder, report=report)
     say(_line("Controller", learned))
     start = time.monotonic()
