@@ -5,8 +5,15 @@
 """
 
 import sys
+from pathlib import Path
 
-from flyball.platform.cli import train_controller
+LAYERS = ("kernels", "datapaths", "envs", "controllers", "platform")
 
 if __name__ == "__main__":
+    # With the sources beside it, as `ray job submit --working-dir .` ships them, those are run;
+    # alone, as `ray submit` sends it, what is installed.
+    folders = [Path(__file__).resolve().parent / layer for layer in LAYERS]
+    sys.path[:0] = [str(folder) for folder in folders if (folder / "flyball").is_dir()]
+    from flyball.platform.cli import train_controller
+
     sys.exit(train_controller())

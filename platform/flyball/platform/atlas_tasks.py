@@ -175,7 +175,11 @@ class _Crew:
     def __init__(self, task: AtlasTask, wanted: int, gpus: float) -> None:
         self.wanted, self.came, self._lost_in_a_row = wanted, 0, 0
         self._kind = ray.remote(AtlasWorker).options(
-            num_cpus=task.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
+            num_cpus=task.threads,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )
         # Once to each node, however many workers it has.
         self._task = ray.put(task)

@@ -25,6 +25,7 @@ from flyball.datapaths.paths import DataPath
 from flyball.datapaths.progress import Report, silent
 from flyball.datapaths.splits import SPLITS
 from flyball.envs.observations import observations
+from flyball.platform.cluster import is_joined
 from flyball.platform.controller_stage import ControllerStage, observation_of, train_controller
 from flyball.platform.job import Job
 from flyball.platform.path_stage import PathStage, path_fingerprint, train_path
@@ -169,11 +170,6 @@ def _build_on_ray(ready: Prepared, path: DataPath, folder: Path, report: Report)
         if is_joined(ready.ray_address):
             check_nodes(ready.runs.root)
         return build_atlas_on_ray(ready, ready.runs.path(named), path, folder, report=report)
-
-
-def is_joined(address: str | None) -> bool:
-    """Whether an address is of a cluster that runs, and not of a Ray started for this job."""
-    return address not in (None, "local")
 
 
 def evaluate_controller(
