@@ -121,7 +121,18 @@ def _bench_dynconv(options: argparse.Namespace, bars: ProgressBars) -> tuple[lis
     return lines, (*found.rows, *found.splits)
 
 
-_BENCHMARKS = {"training": _bench_training, "tnn": _bench_tnn, "dynconv": _bench_dynconv}
+def _bench_scaling(options: argparse.Namespace, bars: ProgressBars) -> tuple[list[str], Any]:
+    from flyball.platform.scaling_verb import bench_scaling
+
+    return bench_scaling(options, bars)
+
+
+_BENCHMARKS = {
+    "training": _bench_training,
+    "tnn": _bench_tnn,
+    "dynconv": _bench_dynconv,
+    "scaling": _bench_scaling,
+}
 
 
 def _named_folders(texts: Sequence[str]) -> dict[str, Path]:

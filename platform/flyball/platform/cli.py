@@ -20,17 +20,35 @@ VERBS = {
     "path": "train and freeze the data path (Phase 1)",
     "outcomes": "build the outcome atlas",
     "train": "the whole main job: data path, atlas, controller, ladder, registered model",
+    "sweep": "many points of one job at once: the front of accuracy and cost to choose from",
     "evaluate": "the ladder of a finished job, again from its atlas",
     "report": "the ladder table and picture of a finished job",
-    "models": "the registered governors and their aliases",
+    "models": "the registered governors and their aliases; promote one, or roll back",
     "serve": "answer over HTTP with a registered governor",
     "demo": "let a registered governor answer some test images, one line each",
     "detect": "train a throttleable detector and govern it: mAP of every arm, and the ladder",
     "analyse": "tables and pictures of finished jobs; without a name, a list of them",
     "bench": "benchmarks, measured side by side",
+    "doctor": "look over this machine or a cluster: what would fail, and what to do",
 }
-ANALYSIS_VERBS = ("analyse", "bench", "detect")
-JOB_VERBS = ("path", "outcomes", "train", "evaluate", "report", "models", "serve", "demo")
+HOMES = {
+    "analyse": "analysis_commands",
+    "bench": "analysis_commands",
+    "detect": "analysis_commands",
+    "doctor": "doctor",
+    "models": "models_verb",
+    "sweep": "sweep.verb",
+}
+"""Modules of verbs that are not in `commands`."""
+
+OWN_ARGUMENTS = {
+    "doctor": "add_doctor_arguments",
+    "models": "add_models_arguments",
+    "sweep": "add_sweep_arguments",
+}
+"""Functions by which a verb's module declares what only it takes."""
+
+JOB_VERBS = ("path", "outcomes", "train", "sweep", "evaluate", "report", "models", "serve", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,23 +58,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_controller(arguments: Sequence[str] | None = None) -> int:
-    """Runs `train_controller.py [PRESET] [--set FIELD=VALUE ...]`; gives the exit code."""
-    return main(["train", *(sys.argv[1:] if arguments is None else arguments)])
+    """Runs `train_controller.py [PRESET] [--set FIELD=VALUE ...]`; gives the exit code.
+
+    With `--sweep` it runs a sweep: see `flyball sweep --help`.
+    """
+    texts = list(sys.argv[1:] if arguments is None else arguments)
+    is_sweep = any(text.partition("=")[0] == "--sweep" for text in texts)
+    return main(["sweep" if is_sweep else "train", *texts])
 
 
 def _dispatch(texts: list[str]) -> int:
     named = [text for text in texts if not text.startswith("-")]
     if named and texts[0] == named[0] and named[0] not in VERBS:
         raise unknown_name("verb", named[0], VERBS, advice="`flyball --help` describes them.")
-    options = _parser().parse_args(texts)
+    options = _parser(texts[0] if texts else "").parse_args(texts)
     # Only now: the heavy imports, which --help and a mistyped verb need not wait for.
-    home = "analysis_commands" if options.verb in ANALYSIS_VERBS else "commands"
+    home = HOMES.get(options.verb, "commands")
     commands = importlib.import_module(f"flyball.platform.{home}")
-    run: Callable[[argparse.Namespace], int] = getattr(commands, f"run_{options.verb}")
+    name = "run_sweep_verb" if options.verb == "sweep" else f"run_{options.verb}"
+    run: Callable[[argparse.Namespace], int] = getattr(commands, name)
     return run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """What all verbs take; modules are imported for the verb that is asked for alone."""
     parser = argparse.ArgumentParser(
         prog="flyball", description="Trains controllers that govern throttleable neural networks."
     )
@@ -79,20 +104,29 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="FIELD=VALUE",
                 help="change a field of the preset; may be repeated",
             )
+        if name == asked and name in OWN_ARGUMENTS:
+            module = importlib.import_module(f"flyball.platform.{HOMES[name]}")
+            getattr(module, OWN_ARGUMENTS[name])(verb)
         if name == "presets":
             verb.add_argument("preset", nargs="?", help="show its fields and their values")
         if name == "outcomes":
             verb.add_argument("--arms", type=int, metavar="K", help="serve k/K for k = 1 ... K")
         if name in ("serve", "demo"):
-            verb.add_argument("--alias", default=None, help="champion or challenger")
+            verb.add_argument(
+                "--alias",
+                default=None,
+                help="champion, challenger, eco, balanced, peak or budget-NN",
+            )
         if name == "serve":
             verb.add_argument("--port", type=int, default=5001)
         if name == "demo":
             verb.add_argument("--count", type=int, default=10, help="how many test images")
             verb.add_argument("--budget", type=float, help="mean net throttle ratio to hold")
         if name == "bench":
-            verb.add_argument("benchmark", choices=["training", "tnn", "dynconv"])
-            verb.add_argument("--picture", metavar="FILE", help="draw `tnn` or `dynconv` as a PNG")
+            verb.add_argument("benchmark", choices=["training", "tnn", "dynconv", "scaling"])
+            verb.add_argument(
+                "--picture", metavar="FILE", help="draw `tnn`, `dynconv` or `scaling` as a PNG"
+            )
             for flag, of in (("--path", "FOLDER"), ("--images", "FILE.npy")):
                 verb.add_argument(
                     flag, metavar=of, help="of `dynconv`: a trained network, and uint8 images of it"

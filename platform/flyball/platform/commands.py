@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from flyball.platform.tracking.serving import serve_model
 __all__ = [
     "run_demo",
     "run_evaluate",
-    "run_models",
     "run_outcomes",
     "run_path",
     "run_presets",
@@ -117,7 +116,7 @@ def run_outcomes(options: argparse.Namespace) -> int:
     sizes = ", ".join(f"{name} {size:,}" for name, size in stage.atlas.split_sizes().items())
     lines = [
         f"Outcome atlas {header.fingerprint} in {stage.folder}" + _reused(stage.was_reused),
-        f"{len(stage.atlas.arms)} arms, rows: {sizes}; {stage.forwards:,} data-path forwards now",
+        f"{len(stage.atlas.arms)} arms, rows: {sizes}; {stage.how}",
     ]
     _print(options, values, lines)
     return 0
@@ -173,21 +172,6 @@ def run_report(options: argparse.Namespace) -> int:
     _print(
         options, values, [ladder_table(evaluation), "", f"Picture        {folder / 'ladder.png'}"]
     )
-    return 0
-
-
-def run_models(options: argparse.Namespace) -> int:
-    """Lists the registered versions of a preset's governor, newest first."""
-    job = _job(options)
-    tracking = _tracking_there(job)
-    versions = () if tracking is None else list_versions(tracking, job.model_name)
-    lines = [f"{job.model_name}: {len(versions)} versions"]
-    lines += [
-        f"  version {v.version:>3}  {', '.join(v.aliases) or '-':<22} "
-        + ", ".join(f"{name} {text}" for name, text in sorted(v.figures.items()))
-        for v in versions
-    ]
-    _print(options, [asdict(version) for version in versions], lines)
     return 0
 
 
