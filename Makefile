@@ -10,8 +10,9 @@ SOURCES := kernels datapaths envs controllers platform tests train_controller.py
 train: $(VENV)/.ready
 	$(BIN)/python train_controller.py digits
 
+# Two processes, a file of tests whole in one of them: many wait for servers and Ray.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Everything that CI runs.
 check: static test
