@@ -7,6 +7,7 @@ hold: the state of Optuna's sampler and of the scheduler that ends points early.
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,7 +114,10 @@ def run_trials(
     with Interruption() as interruption, _heard_by(listener, interruption) as hearing:
         tuner = _tuner(task, config, groups, resume=resume)
         try:
-            tuner.fit()
+            with warnings.catch_warnings():
+                # A trial that is begun again reports its first look again.
+                warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
+                tuner.fit()
         except (OSError, TuneError) as error:
             # Tune wraps what a callback raises, and keeps its text alone.
             if hearing.error is not None:

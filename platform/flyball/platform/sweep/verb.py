@@ -14,6 +14,9 @@ from flyball.platform.progress_bars import ProgressBars
 from flyball.platform.sweep.config import Search, SweepConfig
 from flyball.platform.sweep.space import DEFAULT_SPACE, parse_space
 
+POPULATION = 16
+"""Points of a batch: on a CPU more of them save nothing further."""
+
 __all__ = ["add_sweep_arguments", "run_sweep_verb", "sweep_config"]
 
 
@@ -33,7 +36,12 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, help="points of a random or Optuna search (64)")
     parser.add_argument("--asha", action="store_true", help="end points early that gain little")
     parser.add_argument(
-        "--population", type=int, default=1, metavar="N", help="up to N points learn as one batch"
+        "--population",
+        type=int,
+        default=None,
+        metavar="N",
+        help=f"up to N points learn as one batch; default {POPULATION} where points are known "
+        "before and end together, else 1: each point alone, by RLlib",
     )
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="X")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="X")
@@ -92,12 +100,15 @@ def sweep_config(options: argparse.Namespace, job: Any) -> SweepConfig:
     search = options.search
     if search is None:
         search = "grid" if space.is_listed and options.samples is None else "random"
+    population = options.population
+    if population is None:
+        population = 1 if search == "optuna" or options.asha else POPULATION
     return SweepConfig(
         space,
         search=search,
         samples=options.samples,
         asha=options.asha,
-        population=options.population,
+        population=population,
         cpus_per_trial=options.cpus_per_trial,
         gpus_per_trial=options.gpus_per_trial,
         seed=options.seed,
@@ -140,8 +151,8 @@ def _lines(result: Any, config: SweepConfig, seconds: float) -> list[str]:
     ]
     if config.population > 1:
         lines.append(
-            f"Population     up to {config.population} points learned as one batch of plain torch; "
-            "figures agree with points alone up to rounding"
+            f"Population     up to {config.population} points learned as one batch of plain torch, as "
+            "they would alone up to rounding; --population 1 trains each by its own learner"
         )
     lines += [f"MLflow {name:<8}{link}" for name, link in result.links.items()]
     for key, version in result.versions.items():
