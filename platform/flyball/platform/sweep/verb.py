@@ -151,8 +151,8 @@ def _lines(result: Any, config: SweepConfig, seconds: float) -> list[str]:
     ]
     if config.population > 1:
         lines.append(
-            f"Population     up to {config.population} points learned as one batch of plain torch, as "
-            "they would alone up to rounding; --population 1 trains each by its own learner"
+            f"Population     up to {config.population} points learned as one batch of plain torch, "
+            "as they would alone up to rounding; --population 1 trains each by its own learner"
         )
     lines += [f"MLflow {name:<8}{link}" for name, link in result.links.items()]
     for key, version in result.versions.items():
