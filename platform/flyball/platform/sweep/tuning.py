@@ -137,18 +137,23 @@ def _tuner(
 ) -> Tuner:
     trainable = tune.with_resources(train_trial, _resources(task, config))
     folder = SweepFolder.at(task.folder)
+    space = {TASK: task} | _space(config, groups)
     has_state = config.search == "optuna" or config.asha
     if resume and has_state and Tuner.can_restore(str(folder.tune)):
         try:
             return Tuner.restore(
-                str(folder.tune), trainable, resume_unfinished=True, restart_errored=True
+                str(folder.tune),
+                trainable,
+                resume_unfinished=True,
+                restart_errored=True,
+                param_space=space,  # Tune keeps only placeholders of what is no plain value
             )
         except Exception as error:  # what a kill left of Tune's files can fail in any way
             logging.getLogger(__name__).warning("Tune's state is of no use: %s", error)
     shutil.rmtree(folder.tune, ignore_errors=True)
     return Tuner(
         trainable,
-        param_space={TASK: task} | _space(config, groups),
+        param_space=space,
         tune_config=TuneConfig(
             num_samples=config.points if config.search == "optuna" else 1,
             search_alg=_optuna(config, folder) if config.search == "optuna" else None,
