@@ -10,9 +10,8 @@ SOURCES := kernels datapaths envs controllers platform tests train_controller.py
 train: $(VENV)/.ready
 	$(BIN)/python train_controller.py digits
 
-# Two processes, a file of tests whole in one of them: many wait for servers and Ray.
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 # Everything that CI runs.
 check: static test

@@ -19,6 +19,7 @@ from flyball.datapaths.errors import (
     ShapeMismatch,
 )
 from flyball.datapaths.files import read_tensors, write_tensors
+from flyball.datapaths.forwards import forwards_here
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
 from flyball.datapaths.vgg import ThrottleableVgg, small_vgg
 
@@ -65,6 +66,13 @@ def test_a_utilization_that_cannot_be_is_refused_before_anything_runs(bad: float
     with pytest.raises(InvalidSetting, match=r"a number in \[0, 1\]"):
         path(torch.rand(3, 1, 8, 8), torch.tensor([0.1, 0.5, bad]))
     assert path.forwards == 0
+
+
+def test_a_process_counts_the_passes_of_all_its_paths() -> None:
+    first, second, before = frozen(), frozen(), forwards_here()
+    first(torch.rand(3, 1, 8, 8), 0.5)
+    second(torch.rand(2, 1, 8, 8), 1.0)
+    assert forwards_here() - before == first.forwards + second.forwards == 5
 
 
 def test_single_precision_asks_for_what_double_does() -> None:

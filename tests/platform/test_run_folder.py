@@ -24,6 +24,12 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "runs").read_text() == "mine"
 
 
+@pytest.mark.parametrize("root", ["s3://bucket/runs", "gs://bucket", "http://host/runs"])
+def test_an_address_is_no_folder(root: str) -> None:
+    with pytest.raises(StorageError, match=r"is an address\. Mount .* storage\.root=FOLDER"):
+        check_storage(Path(root), least_free_mb=1)
+
+
 @pytest.mark.skipif(not os.access("/proc/sys", os.R_OK), reason="needs a read-only file system")
 def test_a_read_only_folder_is_refused_even_for_root() -> None:
     with pytest.raises(StorageError, match="cannot be written"):

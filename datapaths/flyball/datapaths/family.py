@@ -31,6 +31,7 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
+from flyball.datapaths.forwards import counted
 from flyball.datapaths.freezing import (
     FrozenModule,
     context_features,
@@ -252,7 +253,7 @@ class ModelFamily(FrozenModule):
     def _run(self, arm: int, images: Tensor, fixed_shape: bool) -> tuple[Tensor, Tensor]:
         """Logits (B, classes), and what the last layer was given where that is to be seen."""
         normalised = (images - self.mean) / self.std
-        self.forwards += len(images)
+        self.forwards += counted(len(images))
         with torch.inference_mode():
             if not fixed_shape:
                 logits, seen = self._pass(arm, normalised)

@@ -27,6 +27,7 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
+from flyball.datapaths.forwards import counted
 from flyball.datapaths.freezing import (
     FrozenModule,
     check_inputs,
@@ -257,7 +258,7 @@ class FrozenDataPath(FrozenModule):
             )
         gates = self._executions[counts]
         normalised = (images - self.mean) / self.std
-        self.forwards += len(images)
+        self.forwards += counted(len(images))
         with torch.inference_mode():
             if not fixed_shape:
                 run = self.network.run(normalised, gates)

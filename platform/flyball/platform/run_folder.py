@@ -17,6 +17,7 @@ runs/
 import contextlib
 import errno
 import fcntl
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -92,8 +93,13 @@ def check_storage(root: Path, *, least_free_mb: int) -> RunFolder:
         least_free_mb: free space that work may need, in 10^6 bytes.
 
     Raises:
-        StorageError: it is a file, read-only, or too full.
+        StorageError: it is an address, a file, read-only, or too full.
     """
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(root)):
+        raise StorageError(
+            f"Artifacts are mapped from files, and {root} is an address. Mount the bucket or share "
+            "on every node and name the folder with --set storage.root=FOLDER."
+        )
     standing = root
     while not standing.exists() and standing != standing.parent:
         standing = standing.parent

@@ -37,6 +37,7 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
+from flyball.datapaths.forwards import counted
 from flyball.datapaths.freezing import FrozenModule, grouped, in_chunks, per_channel
 from flyball.datapaths.frozen import SPEC_FILE, WEIGHTS_FILE, Answer
 from flyball.datapaths.gates import checked_utilization
@@ -244,7 +245,7 @@ class DetectorPath(FrozenModule):
         if gates is None:
             gates = self._gates[counts] = self.detector.gates(counts, Packed)
         normalised = (images - self.mean) / self.std
-        self.forwards += len(images)
+        self.forwards += counted(len(images))
         with torch.inference_mode():
             if not fixed_shape:
                 given: Sequence[Tensor] = self.detector.detect(normalised, gates)

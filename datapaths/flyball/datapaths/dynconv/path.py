@@ -27,6 +27,7 @@ from flyball.datapaths.files import (
     write_json,
     write_tensors,
 )
+from flyball.datapaths.forwards import counted
 from flyball.datapaths.freezing import (
     FrozenModule,
     check_inputs,
@@ -211,7 +212,7 @@ class DynConvPath(FrozenModule):
         parts = []
         if not len(images):
             raise DataError("There is nothing to examine in no images. Give one or more.")
-        self.forwards += len(images)
+        self.forwards += counted(len(images))
         for start in range(0, len(images), self._rows):
             x, share = (t[start : start + self._rows] for t in (images, asked))
             run, masking = self._run(x, share, keep=True)
@@ -349,7 +350,7 @@ class DynConvPath(FrozenModule):
         self, images: Tensor, asked: Tensor, fixed_shape: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs, pooled features and MACs; images that run everything go through together."""
-        self.forwards += len(images)
+        self.forwards += counted(len(images))
         is_full = asked >= 1.0
         given: list[tuple[Tensor, ...]] = []
         places = []

@@ -73,6 +73,7 @@ def finish_point(
     folder: SweepFolder,
     *,
     seconds: float,
+    forwards: int,
     starts: int,
 ) -> PointResult:
     """Measures and saves; the result is written last."""
@@ -98,6 +99,7 @@ def finish_point(
         updates=learned.updates,
         best_update=learned.best_update,
         seconds=seconds,
+        forwards=forwards,
         starts=starts,
         seed=job.learn.seed,
         fingerprints={"path": header.path_fingerprint, "atlas": header.fingerprint},

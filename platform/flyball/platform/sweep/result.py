@@ -38,6 +38,8 @@ class PointResult:
         updates: gradient steps made.
         best_update: after which of them the weights were taken.
         seconds: wall-clock time of the learning that ended here.
+        forwards: sample passes through data paths in the process that trained it, meanwhile; a
+            batch counts them at its first point. The atlas answers, so it is 0.
         starts: how often the point was begun; > 1 says that it was repeated.
         run_id: MLflow's, "" until it is recorded.
         seed: of the learning.
@@ -62,6 +64,7 @@ class PointResult:
     updates: int
     best_update: int
     seconds: float
+    forwards: int = 0
     starts: int = 1
     run_id: str = ""
     seed: int = 0

@@ -17,6 +17,7 @@ import torch
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.errors import FlyballError, InvalidSetting
 from flyball.datapaths.files import fingerprint_of, read_json, write_json
+from flyball.datapaths.forwards import forwards_here
 from flyball.datapaths.paths import DataPath
 from flyball.datapaths.progress import Report, silent
 from flyball.platform.cluster import is_joined, ray_session
@@ -50,7 +51,8 @@ class Counts:
     """What one call of `run_sweep` did.
 
     Attributes:
-        forwards: sample passes through the data path, by stage; 0 in "trials", always.
+        forwards: sample passes through data paths, by stage; "trials" has those of the processes
+            that trained the points, and of this one meanwhile: none are needed.
         trained: points finished by this call.
         reused: points that lay there finished.
         ended_early: points that the scheduler ended.
@@ -141,7 +143,7 @@ def run_sweep(
         if folder.open_plan(plan, resume=resume, points=config.points):
             return _shown_again(made, counts)
         say(f"Sweep          {config.points} points in {folder.root}")
-        return _run(made, counts, resume=resume, registers=registers, is_quiet=is_quiet)
+        return _run(made, counts, say, resume=resume, registers=registers, is_quiet=is_quiet)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,17 +160,23 @@ class _Made:
 
 
 def _run(
-    made: _Made, counts: Counts, *, resume: bool, registers: bool, is_quiet: bool
+    made: _Made,
+    counts: Counts,
+    say: Tell,
+    *,
+    resume: bool,
+    registers: bool,
+    is_quiet: bool,
 ) -> SweepResult:
     ready, folder, atlas = made.ready, made.folder, made.asked.atlas
     job, tracking = ready.job, ready.job.tracking
-    began, forwards = time.monotonic(), made.path.forwards
+    began, forwards = time.monotonic(), forwards_here()
     table = ProgressTable(made.config.points, is_quiet=is_quiet)
 
     def opened() -> Tracking:
         return open_tracking(tracking.uri, ready.runs.root, experiment=tracking.experiment)
 
-    with SweepRuns(opened, folder.journal, folder.root.name) as runs:
+    with SweepRuns(opened, folder.journal, folder.root.name, tell=say) as runs:
         runs.start_parent(
             folder.root.name,
             params=read_json(folder.plan_file),
@@ -197,7 +205,8 @@ def _run(
         runs.flush()
         counts.seconds["front"] = time.monotonic() - began
         links = {"sweep": runs.link(None), "charts": runs.chart_link()}
-    counts.forwards["trials"] = made.path.forwards - forwards
+    in_trials = sum(folder.results()[key].forwards for key in watch.trained)
+    counts.forwards["trials"] = forwards_here() - forwards + in_trials
     counts = replace(
         counts,
         trained=len(watch.trained),

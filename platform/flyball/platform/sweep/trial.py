@@ -15,6 +15,7 @@ import torch
 from flyball.controllers.learned import Learned
 from flyball.controllers.population import learn_population
 from flyball.datapaths.errors import FlyballError
+from flyball.datapaths.forwards import forwards_here
 from flyball.datapaths.progress import Progress
 from flyball.platform.controller_learning import bandit_tables, learn_controller
 from flyball.platform.sweep.folder import SweepFolder
@@ -62,7 +63,7 @@ def train_trial(config: dict[str, Any]) -> None:
 
 
 def _train_alone(point: Point, task: TrialTask, folder: SweepFolder, told: Told) -> None:
-    start, job = time.monotonic(), point.job(task.base)
+    start, before, job = time.monotonic(), forwards_here(), point.job(task.base)
     starts = folder.note_start(point.key)
     material = Material.of(job, task, folder)
     checkpoint = folder.checkpoint(point.key)
@@ -86,14 +87,19 @@ def _train_alone(point: Point, task: TrialTask, folder: SweepFolder, told: Told)
         report=report,
     )
     seconds = time.monotonic() - start
-    told.finished(finish_point(point, material, learned, folder, seconds=seconds, starts=starts))
+    forwards = forwards_here() - before
+    told.finished(
+        finish_point(
+            point, material, learned, folder, seconds=seconds, forwards=forwards, starts=starts
+        )
+    )
 
 
 def _train_together(
     points: Sequence[Point], task: TrialTask, folder: SweepFolder, told: Told
 ) -> None:
     """All points as one batch; they differ in what a population may differ in (see `grouping`)."""
-    start = time.monotonic()
+    start, before = time.monotonic(), forwards_here()
     jobs = [point.job(task.base) for point in points]
     starts = [folder.note_start(point.key) for point in points]
     whole = [Material.of(job, task, folder) for job in jobs]
@@ -115,8 +121,14 @@ def _train_together(
         report=report,
     )
     seconds = (time.monotonic() - start) / len(points)
+    forwards = forwards_here() - before
     for point, part, outcome, count in zip(points, whole, outcomes, starts, strict=True):
         with told.failing(point.key):
             if not isinstance(outcome, Learned):
                 raise outcome
-            told.finished(finish_point(point, part, outcome, folder, seconds=seconds, starts=count))
+            told.finished(
+                finish_point(
+                    point, part, outcome, folder, seconds=seconds, forwards=forwards, starts=count
+                )
+            )
+            forwards = 0

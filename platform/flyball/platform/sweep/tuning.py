@@ -151,11 +151,12 @@ def _tuner(
         except Exception as error:  # what a kill left of Tune's files can fail in any way
             logging.getLogger(__name__).warning("Tune's state is of no use: %s", error)
     shutil.rmtree(folder.tune, ignore_errors=True)
+    ended = len({*folder.results(), *folder.stopped()})
     return Tuner(
         trainable,
         param_space=space,
         tune_config=TuneConfig(
-            num_samples=config.points if config.search == "optuna" else 1,
+            num_samples=config.points - ended if config.search == "optuna" else 1,
             search_alg=_optuna(config, folder) if config.search == "optuna" else None,
             scheduler=_asha() if config.asha else None,
             max_concurrent_trials=config.concurrent,

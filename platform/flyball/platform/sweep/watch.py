@@ -76,6 +76,8 @@ class SweepWatch:
         """
         if kind == BROKEN_STORAGE:
             raise StorageError(f"{message} Then run the same command with --resume.")
+        if self._folder.result_file(key).exists():
+            return  # of a batch that broke later
         self.failures[key] = (kind, message)
         if key in self._names:
             tags = {"flyball.failure": f"{kind}: {message}"[:480]}
