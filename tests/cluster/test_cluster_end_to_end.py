@@ -122,8 +122,8 @@ def test_a_submitted_job_joins_the_cluster_and_runs_tasks_on_both_nodes(story: S
     assert story.submitted.returncode == 0, story.submitted.stdout
     assert re.search(r"data-path forwards by [1-9] workers", story.submitted.stdout)
     lines = re.findall(r"job (\S+) (\S+) on (\S+)", story.tasks.stdout)
-    built = {at for _, name, at in lines if name.startswith("AtlasWorker")}
-    assert built == {"127.0.0.1", "127.0.0.2"}
+    (built,) = {job for job, name, _ in lines if name.startswith("AtlasWorker")}
+    assert {at for job, _, at in lines if job == built} == {"127.0.0.1", "127.0.0.2"}
 
 
 def test_a_changed_working_tree_on_one_node_stops_the_job_with_the_remedy(story: Story) -> None:

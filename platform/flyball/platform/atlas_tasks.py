@@ -179,7 +179,6 @@ class _Crew:
             num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
-            scheduling_strategy="SPREAD",
         )
         # Once to each node, however many workers it has.
         self._task = ray.put(task)
