@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flyball.datapaths.data import DataConfig, load_images
 from flyball.datapaths.data.streamed import StreamedPixels
 from flyball.datapaths.errors import InvalidSetting
-from flyball.platform.controller_stage import _images_file
+from flyball.platform.controller_stage import images_file
 from flyball.platform.prepare import Prepared
 from flyball.platform.run_folder import RunFolder
 
@@ -42,7 +42,7 @@ def prepared(root: Path, count: int, sample: tuple[int, ...] = (3, 2, 4)) -> Pre
 
 @pytest.mark.parametrize("count", [5, 1024, 2500])
 def test_streamed_images_are_written_as_numpy_would(count: int, tmp_path: Path) -> None:
-    file = _images_file(prepared(tmp_path, count))
+    file = images_file(prepared(tmp_path, count))
     found = np.load(file, mmap_mode="r", allow_pickle=False)
     assert (found.shape, found.dtype) == ((count, 3, 2, 4), np.uint8)
     np.testing.assert_array_equal(found[:, 2, 1, 3], np.arange(count) % 251)
@@ -51,11 +51,11 @@ def test_streamed_images_are_written_as_numpy_would(count: int, tmp_path: Path) 
 def test_images_in_memory_are_written_too(tmp_path: Path) -> None:
     digits = load_images(DataConfig())
     ready = cast(Prepared, SimpleNamespace(images=digits, runs=RunFolder(tmp_path)))
-    np.testing.assert_array_equal(np.load(_images_file(ready)), digits.images)
+    np.testing.assert_array_equal(np.load(images_file(ready)), digits.images)
 
 
 def test_images_beyond_the_limit_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     ready = prepared(tmp_path, 10, (3, 30_000, 30_000))  # 27 GB
     with pytest.raises(InvalidSetting, match=r"at most 20 GB.*controller\.kind=context_head"):
-        _images_file(ready)
+        images_file(ready)
     assert list(tmp_path.iterdir()) == []

@@ -161,9 +161,6 @@ def images_file(ready: Prepared) -> Path:
     return file.resolve()
 
 
-_images_file = images_file  # the name its test knows; goes when that test names the public one
-
-
 def save_stage(
     controller: NetworkController,
     learned: Learned,
