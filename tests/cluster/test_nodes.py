@@ -108,3 +108,14 @@ def test_the_fingerprint_is_of_sources_that_are_imported_and_of_nothing_else(
     (first / "layer" / "operator.cpp").write_text("int x;", encoding="utf-8")
     assert source_fingerprint() != before
     assert code_fingerprint() != code
+
+
+def test_a_copy_that_a_loaded_model_puts_on_the_path_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = source_fingerprint()
+    (tmp_path / "flyball" / "platform").mkdir(parents=True)
+    (tmp_path / "flyball" / "platform" / "__init__.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert str(tmp_path / "flyball") in list(flyball.__path__)
+    assert source_fingerprint() == before

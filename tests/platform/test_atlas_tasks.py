@@ -16,7 +16,13 @@ import torch
 from ray.cluster_utils import Cluster
 
 from flyball.datapaths.data import load_images
-from flyball.datapaths.errors import DataError, InvalidSetting, NotFinite, StorageError
+from flyball.datapaths.errors import (
+    CodeSkew,
+    DataError,
+    InvalidSetting,
+    NotFinite,
+    StorageError,
+)
 from flyball.datapaths.frozen import FrozenDataPath, PathSpec
 from flyball.datapaths.outcomes import OutcomesConfig, build_atlas, plan_atlas
 from flyball.datapaths.progress import Progress
@@ -25,6 +31,7 @@ from flyball.platform import atlas_tasks
 from flyball.platform.atlas_tasks import build_atlas_on_ray
 from flyball.platform.atlas_worker import AtlasTask, AtlasWorker, travelling
 from flyball.platform.job import ComputeConfig, Job, StorageConfig
+from flyball.platform.nodes import code_fingerprint
 from flyball.platform.path_stage import path_fingerprint
 from flyball.platform.prepare import Prepared
 from flyball.platform.presets import digits
@@ -322,6 +329,9 @@ def test_a_worker_that_does_not_see_the_run_folder_says_which_setting_to_change(
     plan = replace(task.plan, folder=tmp_path / "elsewhere")
     with pytest.raises(StorageError, match=r"there is no .*elsewhere.*storage\.root=SHARED_FOLDER"):
         AtlasWorker().load(replace(task, plan=plan))
+    with pytest.raises(CodeSkew, match="than the job"):
+        AtlasWorker().load(replace(task, code="0" * 16))
+    AtlasWorker().load(replace(task, code=code_fingerprint()))
     assert not (tmp_path / "elsewhere").exists()
 
 

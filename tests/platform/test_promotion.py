@@ -3,10 +3,12 @@
 import argparse
 import json
 import multiprocessing
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,8 +199,17 @@ def test_what_an_alias_can_be_given_back_to() -> None:
     assert stand_in(moves((7, 8, "promoted")), 8) == [7, 8]
 
 
+_start_line: list[Any] = []
+
+
+def _line_up(line: Any) -> None:
+    _start_line.append(line)
+
+
 def _promote_elsewhere(runs: Path, name: str, version: int) -> str:
-    return _told_by(open_tracking(None, runs), name, version)
+    tracking = open_tracking(None, runs)
+    _start_line[0].wait(timeout=60)
+    return _told_by(tracking, name, version)
 
 
 def _told_by(tracking: Tracking, name: str, version: int) -> str:
@@ -227,7 +238,7 @@ def test_processes_that_promote_at_once_leave_one_champion_and_the_whole_history
     assert tracking.address.database is not None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flyball.platform.models_verb"])  # imported once, not twice
-    with ProcessPoolExecutor(count, context) as pool:
+    with ProcessPoolExecutor(count, context, _line_up, (context.Barrier(count),)) as pool:
         runs = [tracking.address.database.parent] * count
         told = list(pool.map(_promote_elsewhere, runs, [name] * count, range(1, count + 1)))
     _assert_one_after_the_other(tracking, name, told, count)
@@ -238,8 +249,14 @@ def test_where_no_file_can_be_locked_claims_in_the_registry_keep_movers_apart(
 ) -> None:
     count = 3
     name = model_of(*((0.90 + 0.01 * v, 0.2) for v in range(count)))
+    line = threading.Barrier(count)
+
+    def promoted(version: int) -> str:
+        line.wait(timeout=60)
+        return _told_by(remote, name, version)
+
     with ThreadPoolExecutor(count) as pool:
-        told = list(pool.map(lambda v: _told_by(remote, name, v), range(1, count + 1)))
+        told = list(pool.map(promoted, range(1, count + 1)))
     _assert_one_after_the_other(remote, name, told, count)
     assert _claims(remote, name) == set()
 

@@ -110,6 +110,10 @@ class StorageError(BadInput):
     """The run folder cannot be written, has no room, or is in use."""
 
 
+class CodeSkew(BadInput):
+    """A node of the cluster has other code or versions than the process that sends it work."""
+
+
 class TrackingUnreachable(BadInput):
     """The MLflow tracking server does not answer."""
 

@@ -23,6 +23,8 @@ from flyball.datapaths.outcomes import assemble_atlas, find_atlas, plan_atlas
 from flyball.datapaths.paths import DataPath
 from flyball.datapaths.progress import Progress, Report, silent
 from flyball.platform.atlas_worker import AtlasTask, AtlasWorker, travelling
+from flyball.platform.cluster import is_joined
+from flyball.platform.nodes import code_fingerprint
 
 # A worker imports this module, and must not wait for all that a job needs.
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def build_atlas_on_ray(
         device="cuda" if gpus else "cpu",
         threads=compute.threads or 1,
         folder=os.getcwd(),
+        code=code_fingerprint() if is_joined(ready.ray_address) else "",
     )
     wanted = compute.atlas_workers or _as_many_as_fit(task.threads, gpus)
     crew = _Crew(task, wanted, gpus)
@@ -179,6 +182,7 @@ class _Crew:
             num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )
         # Once to each node, however many workers it has.
         self._task = ray.put(task)

@@ -21,6 +21,7 @@ from flyball.datapaths.errors import BadInput, DataError, StorageError
 from flyball.datapaths.files import write_atomically
 from flyball.datapaths.outcomes import OutcomesConfig, build_shard
 from flyball.datapaths.paths import open_path
+from flyball.platform.nodes import check_code
 
 __all__ = ["AtlasTask", "AtlasWorker", "travelling"]
 
@@ -40,6 +41,7 @@ class AtlasTask:
         device: torch device.
         threads: of torch.
         folder: where the job was started.
+        code: see `nodes.check_code`.
     """
 
     path_folder: Path
@@ -52,6 +54,7 @@ class AtlasTask:
     device: str
     threads: int
     folder: str
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class AtlasWorker:
 
     def load(self, task: AtlasTask) -> str:
         """Opens data path and images; gives the node's name."""
+        check_code(task.code)
         torch.set_num_threads(task.threads)
         # Relative names of a data set are relative to where the job was started.
         with contextlib.suppress(OSError):

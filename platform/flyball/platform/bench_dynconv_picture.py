@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from flyball.datapaths.files import write_atomically
 from flyball.platform.bench_dynconv import BenchDynconv, DynconvRow, SplitRow
 from flyball.platform.bench_dynconv_measurement import STEPS
-from flyball.platform.bench_style import COLOURS, GREY, INK, MARKERS, PALE, STYLE
+from flyball.platform.house_style import (
+    BLUE,
+    GREY,
+    INK,
+    MARKERS,
+    PALE,
+    RED,
+    SERIES,
+    new_figure,
+    save_figure,
+    styled,
+)
 
 __all__ = ["draw_bench_dynconv"]
 
@@ -31,23 +38,20 @@ def draw_bench_dynconv(found: BenchDynconv, file: Path | str) -> Path:
         StorageError: it cannot be written.
     """
     file = Path(file)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 5.4), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = new_figure(14.5, 5.4)
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1.0, 1.0))
         _draw_blocks(left, [row for row in found.rows if row.part == "block"])
         _draw_networks(middle, [row for row in found.rows if row.part != "block"])
         _draw_splits(right, found.splits)
-    with write_atomically(file) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-    return file
+    return save_figure(figure, file)
 
 
 def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
     sparse = [row for row in rows if row.kind == "sparse"]
     sides = sorted({row.side for row in sparse}, reverse=True)
     batches = sorted({row.batch for row in sparse})
-    for side, colour, marker in zip(sides, COLOURS, MARKERS, strict=False):
+    for side, colour, marker in zip(sides, SERIES, MARKERS, strict=False):
         for batch, style in zip(batches, ("-", ":"), strict=False):
             case = [row for row in sparse if (row.side, row.batch) == (side, batch)]
             axes.plot(
@@ -97,7 +101,7 @@ def _draw_blocks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
 def _draw_networks(axes: Axes, rows: Sequence[DynconvRow]) -> None:
     """One bar a row: speed-up over the fastest dense network."""
     places = range(len(rows))
-    kinds = {"dense": GREY, "own": COLOURS[1], "sparse": COLOURS[0]}
+    kinds = {"dense": GREY, "own": BLUE, "sparse": RED}
     axes.barh(
         places, [row.speed_up for row in rows], color=[kinds[r.kind] for r in rows], height=0.72
     )
@@ -120,7 +124,7 @@ def _draw_splits(axes: Axes, splits: Sequence[SplitRow]) -> None:
     rows = [row for row in splits if row.side == most]
     below = [0.0] * len(rows)
     places = [float(place) for place in range(len(rows))]
-    for step, colour in zip(STEPS, COLOURS, strict=True):
+    for step, colour in zip(STEPS, SERIES, strict=False):
         values = [row.steps[step] for row in rows]
         at = [place - 0.2 for place in places]
         axes.bar(at, values, 0.38, bottom=below, color=colour, label=step)

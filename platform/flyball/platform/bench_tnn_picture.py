@@ -3,15 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from flyball.datapaths.files import write_atomically
-from flyball.platform.bench_style import COLOURS, GREY, INK, MARKERS, PALE, STYLE
 from flyball.platform.bench_tnn import TnnRow
+from flyball.platform.house_style import (
+    BLUE,
+    GREY,
+    INK,
+    MARKERS,
+    PALE,
+    RED,
+    SERIES,
+    new_figure,
+    save_figure,
+    styled,
+)
 
 __all__ = ["draw_bench_tnn"]
 
@@ -30,15 +37,12 @@ def draw_bench_tnn(rows: Sequence[TnnRow], file: Path | str) -> Path:
         StorageError: it cannot be written.
     """
     file = Path(file)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13.0, 5.6), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = new_figure(13.0, 5.6)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
         _draw_speed_ups(left, rows)
         _draw_shares(right, rows)
-    with write_atomically(file) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-    return file
+    return save_figure(figure, file)
 
 
 def _draw_speed_ups(axes: Axes, rows: Sequence[TnnRow]) -> None:
@@ -48,7 +52,7 @@ def _draw_speed_ups(axes: Axes, rows: Sequence[TnnRow]) -> None:
         by_case.setdefault(_case(row), []).append(row)
     ideal = sorted({(row.u, row.ideal) for row in throttled})
     axes.plot(*zip(*ideal, strict=True), color=INK, ls="--", lw=1.2, label="ideal: MACs saved")
-    for (name, case), colour, marker in zip(by_case.items(), COLOURS, MARKERS, strict=False):
+    for (name, case), colour, marker in zip(by_case.items(), SERIES, MARKERS, strict=False):
         us, speed_ups = [row.u for row in case], [row.speed_up for row in case]
         axes.plot(us, speed_ups, color=colour, marker=marker, lw=1.6, label=name)
     promised = [row for row in throttled if row.promise is not None]
@@ -79,7 +83,8 @@ def _draw_speed_ups(axes: Axes, rows: Sequence[TnnRow]) -> None:
 def _draw_shares(axes: Axes, rows: Sequence[TnnRow]) -> None:
     """One bar a row from above: 100 % is as fast as the MACs promise of the best dense network."""
     places = range(len(rows))
-    colours = [GREY if row.kind == "dense" else COLOURS[row.kind == "throttled"] for row in rows]
+    kinds = {"dense": GREY, "throttled": BLUE}
+    colours = [kinds.get(row.kind, RED) for row in rows]
     axes.barh(places, [row.share for row in rows], color=colours, height=0.72)
     for place, row in zip(places, rows, strict=True):
         axes.text(row.share + 0.01, place, f"{row.milliseconds:,.1f} ms", va="center", fontsize=8)

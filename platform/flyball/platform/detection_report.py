@@ -18,6 +18,7 @@ from flyball.datapaths.detection.detection_set import ImageTruth
 from flyball.datapaths.splits import CONTROLLER_VAL, TEST
 from flyball.platform.analyses import look
 from flyball.platform.analyses.tables import aligned
+from flyball.platform.house_style import BLUE, RED, SKY, styled
 
 __all__ = ["MapCurve", "MapRow", "map_curve"]
 
@@ -105,15 +106,15 @@ class MapCurve:
 
     def figure(self) -> Figure:
         """mAP and F1 against u, and mAP against cost."""
-        with look.styled():
+        with styled():
             figure = look.blank_figure(11.0, 4.6, f"{self.title}: detection at every utilization")
             left, right = figure.subplots(1, 2)
             places = np.array([row.u for row in self.rows])
             cost = np.array([row.throttle_ratio for row in self.rows])
             series = (
-                ("mAP, all points", look.BLUE, "o", [row.mean_ap for row in self.rows]),
-                ("mAP, 11 points", look.SKY, "s", [row.mean_ap_11 for row in self.rows]),
-                ("mean F1 of an image", look.RED, "^", [row.f1 for row in self.rows]),
+                ("mAP, all points", BLUE, "o", [row.mean_ap for row in self.rows]),
+                ("mAP, 11 points", SKY, "s", [row.mean_ap_11 for row in self.rows]),
+                ("mean F1 of an image", RED, "^", [row.f1 for row in self.rows]),
             )
             handles = []
             for label, colour, marker, values in series:

@@ -1,12 +1,15 @@
 """Whether every node of a running Ray cluster has this code, these versions and this storage."""
 
 import contextlib
+import functools
 import hashlib
 import importlib
+import importlib.util
 import os
 import platform
 import secrets
 import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,10 +19,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flyball.datapaths.errors import BadInput, StorageError
+from flyball.datapaths.errors import CodeSkew, StorageError
 
 __all__ = [
     "NodeState",
+    "check_code",
     "check_nodes",
     "code_fingerprint",
     "find_skew",
@@ -32,6 +36,11 @@ PACKAGES = ("torch", "ray", "mlflow")
 SOURCE_SUFFIXES = frozenset({".py", ".cpp", ".h"})
 _HEAD_RESOURCE = "node:__internal_head__"
 _PATIENCE_S = 60.0
+_FIX = (
+    "Bring the nodes to one state with `ray up cluster.yaml` (without --no-restart, which updates "
+    "the head alone), or ship this folder to all of them with `ray job submit --working-dir . -- "
+    "python train_controller.py ...`."
+)
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,17 @@ class NodeState:
 def source_fingerprint() -> str:
     """SHA-256, 16 hex digits, of the flyball sources that this process imports.
 
-    Where a layer lies in several places on the path, the first is the one that is imported.
+    A layer may lie in several places: one that is imported stays where it came from, though a
+    model that was loaded since has put its own copy first on the path.
     """
     total = hashlib.sha256()
-    layers: dict[str, Path] = {}
-    for root in importlib.import_module("flyball").__path__:
-        for folder in sorted(Path(root).iterdir() if Path(root).is_dir() else ()):
-            if (folder / "__init__.py").is_file():
-                layers.setdefault(folder.name, folder)
-    for name, folder in sorted(layers.items()):
+    roots = [Path(root) for root in importlib.import_module("flyball").__path__]
+    names = {file.parent.name for root in roots for file in root.glob("*/__init__.py")}
+    for name in sorted(names):
+        spec = importlib.util.find_spec(f"flyball.{name}")
+        assert spec is not None, name
+        assert spec.origin is not None, name
+        folder = Path(spec.origin).parent
         for file in sorted(folder.rglob("*")):
             if file.suffix in SOURCE_SUFFIXES and file.is_file():
                 total.update(f"{name}/{file.relative_to(folder).as_posix()}\0".encode())
@@ -143,7 +154,7 @@ def find_skew(states: Sequence[NodeState]) -> list[str]:
 def check_nodes(storage_root: Path) -> tuple[NodeState, ...]:
     """Makes sure that all nodes have this code, these versions and this storage.
 
-    Ray must be initialised. Nodes that join later are not looked at.
+    Ray must be initialised. Nodes that join later are asked by `check_code`.
 
     Args:
         storage_root: where the job writes.
@@ -152,18 +163,12 @@ def check_nodes(storage_root: Path) -> tuple[NodeState, ...]:
         What every node answered, the head first.
 
     Raises:
-        BadInput: a node does not answer, or has other code or versions.
+        CodeSkew: a node does not answer, or has other code or versions.
         StorageError: a node does not see what is written under the root, or nobody can write it.
     """
     states = look_at_nodes(storage_root)
     if skew := find_skew(states):
-        raise BadInput(
-            "Every node of a cluster runs the same code. "
-            + " ".join(skew)
-            + " Bring the nodes to one state with `ray up cluster.yaml` (without --no-restart, "
-            "which updates the head alone), or ship this folder to all of them with "
-            "`ray job submit --working-dir . -- python train_controller.py ...`."
-        )
+        raise CodeSkew(f"Every node of a cluster runs the same code. {' '.join(skew)} {_FIX}")
     blind = [state.address for state in states if not state.sees_storage]
     if blind:
         raise StorageError(
@@ -172,6 +177,30 @@ def check_nodes(storage_root: Path) -> tuple[NodeState, ...]:
             "NFS mount, with --set storage.root=SHARED_FOLDER."
         )
     return states
+
+
+@functools.cache
+def _code_here() -> str:
+    """Of this process as it was when it was first asked; a worker is asked with every trial."""
+    return code_fingerprint()
+
+
+def check_code(sender: str) -> None:
+    """Makes sure that this worker runs the code of whoever sent it work.
+
+    A node that an autoscaler started was not there when `check_nodes` asked.
+
+    Args:
+        sender: the sender's `code_fingerprint`; "" where both are of one machine.
+
+    Raises:
+        CodeSkew: this process has other sources or versions.
+    """
+    if sender and sender != _code_here():
+        raise CodeSkew(
+            f"Every node of a cluster runs the same code. {socket.gethostname()} has other flyball "
+            f"sources or versions ({_code_here()}) than the job ({sender}). {_FIX}"
+        )
 
 
 def _look(proof: str, token: str) -> dict[str, Any]:

@@ -5,18 +5,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from flyball.controllers.evaluation import Evaluation, Rung
-from flyball.datapaths.files import write_atomically
 from flyball.datapaths.splits import CONTROLLER_VAL, TEST
+from flyball.platform.house_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PINK,
+    RED,
+    SKY,
+    new_figure,
+    save_figure,
+    styled,
+)
 
 __all__ = ["RUNG_NAMES", "draw_ladder", "ladder_figure"]
 
@@ -33,41 +44,16 @@ RUNG_NAMES = {
 }
 """Rungs in the order of the ladder and what they are called."""
 
-# Okabe and Ito (2008): eight colours that stay apart for colour-blind readers.
-_BLUE, _SKY, _GREEN, _ORANGE, _RED, _PINK = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-)
-_INK, _GREY, _PALE = "#222222", "#777777", "#DDDDDD"
-
 _LOOKS = {
-    "worst": ("v", _GREY, 60),
-    "random": ("x", _GREY, 55),
-    "best_fixed": ("o", _BLUE, 120),
-    "static_mixture": ("D", _INK, 48),
-    "confidence_cascade": ("s", _ORANGE, 62),
-    "learned": ("*", _RED, 260),
-    "per_class_oracle": ("^", _SKY, 70),
-    "informed_ceiling": ("p", _GREEN, 95),
-    "per_sample_oracle": ("h", _PINK, 95),
-}
-
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
+    "worst": ("v", GREY, 60),
+    "random": ("x", GREY, 55),
+    "best_fixed": ("o", BLUE, 120),
+    "static_mixture": ("D", INK, 48),
+    "confidence_cascade": ("s", ORANGE, 62),
+    "learned": ("*", RED, 260),
+    "per_class_oracle": ("^", SKY, 70),
+    "informed_ceiling": ("p", GREEN, 95),
+    "per_sample_oracle": ("h", PINK, 95),
 }
 
 _MOST_CLASSES = 16
@@ -89,17 +75,13 @@ def draw_ladder(evaluation: Evaluation, file: Path | str) -> Path:
         StorageError: it cannot be written.
     """
     file = Path(file)
-    figure = ladder_figure(evaluation)
-    with write_atomically(file) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-    return file
+    return save_figure(ladder_figure(evaluation), file)
 
 
 def ladder_figure(evaluation: Evaluation) -> Figure:
     """The picture as a figure, 13.5 x 8.2 inches, drawn without a display."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(13.5, 8.2), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = new_figure(13.5, 8.2)
         grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1.0), height_ratios=(1.0, 1.7))
         handles = _draw_rungs(figure.add_subplot(grid[:, 0]), evaluation)
         figure.legend(
@@ -119,22 +101,22 @@ def _draw_rungs(axes: Axes, evaluation: Evaluation) -> list[Any]:
     at = _between(ordered)
     low = np.interp(at, _costs(ordered), [rung.accuracy.low for rung in ordered])
     high = np.interp(at, _costs(ordered), [rung.accuracy.high for rung in ordered])
-    axes.fill_between(at, low, high, color=_PALE, lw=0, zorder=1)
-    axes.plot(at, _at(ordered, at), "-", color=_GREY, lw=1.2, zorder=2)
-    axes.plot(_costs(curve), _accuracies(curve), "o", color=_GREY, ms=4.5, zorder=2)
+    axes.fill_between(at, low, high, color=PALE, lw=0, zorder=1)
+    axes.plot(at, _at(ordered, at), "-", color=GREY, lw=1.2, zorder=2)
+    axes.plot(_costs(curve), _accuracies(curve), "o", color=GREY, ms=4.5, zorder=2)
     _name_arms(axes, curve, evaluation)
     hull = [curve[arm] for arm in evaluation.choices.hull]
     hull.sort(key=lambda rung: rung.net.mean)
-    axes.plot(_between(hull), _at(hull, _between(hull)), "--", color=_INK, lw=1.5, zorder=3)
+    axes.plot(_between(hull), _at(hull, _between(hull)), "--", color=INK, lw=1.5, zorder=3)
     steered = sorted(
         (*evaluation.budget_curve, evaluation.rung("learned")), key=lambda rung: rung.net.mean
     )
-    axes.plot(_costs(steered), _accuracies(steered), "-", color=_RED, lw=1.4, alpha=0.75, zorder=3)
+    axes.plot(_costs(steered), _accuracies(steered), "-", color=RED, lw=1.4, alpha=0.75, zorder=3)
     lowest = _lowest_shown(evaluation)
     handles = [
-        Line2D([], [], color=_GREY, marker="o", ms=4.5, label="fixed arms, labelled u"),
-        Line2D([], [], color=_INK, ls="--", label="static mixtures (hull)"),
-        Line2D([], [], color=_RED, lw=1.3, alpha=0.75, label="learned, at other budgets"),
+        Line2D([], [], color=GREY, marker="o", ms=4.5, label="fixed arms, labelled u"),
+        Line2D([], [], color=INK, ls="--", label="static mixtures (hull)"),
+        Line2D([], [], color=RED, lw=1.3, alpha=0.75, label="learned, at other budgets"),
     ]
     for name, label in RUNG_NAMES.items():
         handles.append(_draw_rung(axes, evaluation.rung(name), label, lowest))
@@ -144,7 +126,7 @@ def _draw_rungs(axes: Axes, evaluation: Evaluation) -> list[Any]:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.set_ylabel(f"accuracy on test ({evaluation.samples[TEST]:,} samples)")
     axes.set_title(f"Accuracy against cost, with {evaluation.level:.0%} intervals")
-    axes.grid(color=_PALE, lw=0.6)
+    axes.grid(color=PALE, lw=0.6)
     axes.set_axisbelow(True)
     return handles
 
@@ -191,7 +173,7 @@ def _name_arms(axes: Axes, curve: tuple[Rung, ...], evaluation: Evaluation) -> N
             xytext=(4, -12),
             textcoords="offset points",
             fontsize=8.5,
-            color=_GREY,
+            color=GREY,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
             zorder=6,
         )
@@ -199,10 +181,10 @@ def _name_arms(axes: Axes, curve: tuple[Rung, ...], evaluation: Evaluation) -> N
 
 def _draw_histogram(axes: Axes, evaluation: Evaluation) -> None:
     places = np.arange(len(evaluation.arms))
-    bars = axes.bar(places, evaluation.histogram, color=_RED, width=0.78)
+    bars = axes.bar(places, evaluation.histogram, color=RED, width=0.78)
     if len(places) <= 16:
         shares = [_percent(share) for share in evaluation.histogram]
-        axes.bar_label(bars, shares, padding=2, fontsize=9, color=_INK)
+        axes.bar_label(bars, shares, padding=2, fontsize=9, color=INK)
     axes.set_ylim(0, 1.15 * max(evaluation.histogram))
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_yticks([])
@@ -237,7 +219,7 @@ def _draw_classes(figure: Figure, axes: Axes, evaluation: Evaluation) -> None:
     else:
         for row, arm in zip(*np.nonzero(table[order]), strict=True):
             share = table[order][row, arm]
-            colour = "white" if share > 0.6 else _INK
+            colour = "white" if share > 0.6 else INK
             place: dict[str, Any] = {"ha": "center", "va": "center"}
             axes.text(arm, row, _percent(share), color=colour, fontsize=8, **place)
     axes.spines[:].set_visible(False)

@@ -3,14 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from flyball.datapaths.files import write_atomically
-from flyball.platform.bench_style import COLOURS, GREY, INK, PALE, STYLE
+from flyball.platform.house_style import (
+    BLUE,
+    GREY,
+    INK,
+    PALE,
+    SERIES,
+    new_figure,
+    save_figure,
+    styled,
+)
 from flyball.platform.scaling import estimate_atlas, estimate_sweep
 from flyball.platform.scaling_cases import (
     SHARD_SIZES,
@@ -36,9 +41,8 @@ def draw_scaling(measured: Measured, file: Path | str) -> Path:
     file = Path(file)
     work, rates = imagenet(SHARD_SIZES[-1]), atlas_rates(measured)
     coarse, sweep, places = imagenet(), thousand_points(measured, work), sweep_rates(measured)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(15.0, 5.4), dpi=130, layout="constrained")
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = new_figure(15.0, 5.4, dpi=130)
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 0.8))
 
         def atlas(count: int) -> tuple[float, Mapping[str, float]]:
@@ -60,15 +64,13 @@ def draw_scaling(measured: Measured, file: Path | str) -> Path:
         for axes in (left, middle):
             axes.legend(frameon=False, fontsize=8.5, loc="lower left")
         _draw_checks(right, measured)
-    with write_atomically(file) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-    return file
+    return save_figure(figure, file)
 
 
 def _draw_parts(axes: Axes, at: Callable[[int], tuple[float, Mapping[str, float]]]) -> None:
     found = [at(count) for count in COUNTS]
     axes.plot(COUNTS, [total for total, _ in found], color=INK, lw=2.4, label="all")
-    styles = [(colour, dashes) for dashes in ("-", "--") for colour in COLOURS]
+    styles = [(colour, dashes) for dashes in ("-", "--") for colour in SERIES[:5]]
     for name, (colour, dashes) in zip(found[0][1], styles, strict=False):
         seconds = [parts[name] for _, parts in found]
         if max(seconds) >= LEAST_S:
@@ -88,9 +90,7 @@ def _draw_checks(axes: Axes, measured: Measured) -> None:
     ]
     for place, (_, modelled, seconds) in enumerate(checks):
         axes.barh(place - 0.18, modelled, height=0.34, color=GREY, label="modelled" * (not place))
-        axes.barh(
-            place + 0.18, seconds, height=0.34, color=COLOURS[1], label="measured" * (not place)
-        )
+        axes.barh(place + 0.18, seconds, height=0.34, color=BLUE, label="measured" * (not place))
     axes.set_yticks(range(len(checks)), [what.replace(", ", ",\n") for what, _, _ in checks])
     axes.tick_params(axis="y", labelsize=8.5)
     axes.invert_yaxis()

@@ -1,172 +1,26 @@
-"""Whole sweeps on real Ray, Tune and MLflow: what they give, and what killing anything costs."""
+"""Whole sweeps on real Ray, Tune and MLflow: what they give."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
-from flyball.datapaths.errors import BadInput, InvalidSetting, StorageError
-from flyball.platform.cluster import ray_session
-from flyball.platform.job import Job
-from flyball.platform.overrides import with_overrides
-from flyball.platform.prepare import prepare
-from flyball.platform.presets import digits
-from flyball.platform.stages import build_outcomes, build_path, served_path
-from flyball.platform.sweep.config import SweepConfig
+import flyball.platform.sweep.run as run_module
+from flyball.datapaths.errors import BadInput, CodeSkew, InvalidSetting
 from flyball.platform.sweep.folder import SweepFolder
 from flyball.platform.sweep.result import PointResult
-from flyball.platform.sweep.run import SweepResult, run_sweep
-from flyball.platform.sweep.space import parse_space
 from flyball.platform.tracking import list_versions, open_tracking
+from sweeping import PLAIN, a_job, check_recorded, figures, recorded, sweep
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
 )
-
-QUICK = ("phase1.epochs=2", "learn.updates=60", "learn.validations=5", "evaluation.bootstrap=50")
-STORE = 100 * 2**20
-PLAIN = "learn.algorithm=plain"
-DRIVER = """
-import sys
-from flyball.platform.cli import main
-sys.exit(main(["sweep", "--population", "1", *sys.argv[1:]]))
-"""
-IN_A_SMALL_PLACE = """
-import os, signal, threading, time
-from pathlib import Path
-from flyball.datapaths.errors import StorageError
-from flyball.platform.cluster import ray_session
-from flyball.platform.overrides import with_overrides
-from flyball.platform.presets import digits
-from flyball.platform.sweep.config import SweepConfig
-from flyball.platform.sweep.run import run_sweep
-from flyball.platform.sweep.space import parse_space
-from flyball.platform.tracking import open_tracking
-
-root = Path("{root}")
-job = with_overrides(digits(), {settings!r})
-config = SweepConfig(parse_space(["reward.gamma2=1,2,3,4,5,6"], job), concurrent=1)
-
-
-def after(results, act):
-    def wait():
-        while len(list(root.glob("sweeps/*/points/*/result.json"))) < results:
-            time.sleep(0.01)
-        act()
-    threading.Thread(target=wait).start()
-
-
-def fill():
-    with open(root / "filler", "wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            pass
-
-
-with ray_session(None):
-    after(1, fill)
-    try:
-        run_sweep(job, config, registers=False)
-    except StorageError as error:
-        print("full: StorageError", error)
-    (root / "filler").unlink()
-    done = len(list(root.glob("sweeps/*/points/*/result.json")))
-    after(done + 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        run_sweep(job, config, registers=False, resume=True)
-    except KeyboardInterrupt:
-        tracking = open_tracking(None, root)
-        found = tracking.client.search_runs([tracking.experiment_id])
-        status = [run.info.status for run in found]
-        has = "KILLED" if "KILLED" in status else "nothing killed"
-        print("interrupted:", has, status.count("RUNNING") or "none", "RUNNING")
-    result = run_sweep(job, config, registers=False, resume=True)
-    print("done:", len(result.front.points), "points,", result.counts.failed or "no failure")
-"""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder in which data path and atlas of the tiny job lie."""
-    root = tmp_path_factory.mktemp("sweeps") / "runs"
-    job = a_job(root)
-    ready = prepare(job)
-    build_outcomes(ready, served_path(build_path(ready).path, job))
-    return root
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    """One Ray for the tests that need none of their own."""
-    with ray_session(None):
-        yield
-
-
-def a_job(root: Path, *settings: str) -> Job:
-    return with_overrides(digits(), [*QUICK, f"storage.root={root}", *settings])
-
-
-def sweep(
-    job: Job, *space: str, resume: bool = False, registers: bool = False, **changes: Any
-) -> SweepResult:
-    """One trial at a time where nothing else is asked for: each process takes seconds to start."""
-    config = SweepConfig(parse_space(space, job), **{"concurrent": 1, **changes})
-    return run_sweep(job, config, resume=resume, registers=registers)
-
-
-def figures(result: SweepResult) -> dict[str, dict[str, Any]]:
-    """Everything that is not a time, a count of starts or a name of a run."""
-    left_out = ("seconds", "starts", "run_id")
-    return {
-        point.key: {name: v for name, v in point.to_json().items() if name not in left_out}
-        for point in result.front.points
-    }
-
-
-def recorded(job: Job, result: SweepResult) -> list[Any]:
-    """Every run of the sweep in MLflow, the parent last; no look is in one twice."""
-    tracking = open_tracking(job.tracking.uri, Path(job.storage.root))
-    runs = [
-        run
-        for run in tracking.client.search_runs([tracking.experiment_id], max_results=1000)
-        if result.folder.name in run.data.tags.values()
-    ]
-    for run in runs:
-        steps = Counter(
-            point.step
-            for point in tracking.client.get_metric_history(run.info.run_id, "val/reward")
-        )
-        assert all(count == 1 for count in steps.values())
-        run.data.tags["steps"] = str(sorted(steps))
-    return sorted(runs, key=lambda run: "flyball.point" not in run.data.tags)
-
-
-def check_recorded(job: Job, result: SweepResult) -> None:
-    """One finished run a point with every look once, and one parent."""
-    runs = recorded(job, result)
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    points = {run.data.tags["flyball.point"]: run for run in runs[:-1]}
-    assert len(points) == len(runs) - 1 == len(result.front.points)
-    for point in result.front.points:
-        looks = [updates for updates, row in point.curve if "val/reward" in row]
-        assert points[point.key].data.tags["steps"] == str(looks)
-        assert point.run_id in ("", points[point.key].info.run_id)
-        assert points[point.key].data.metrics["summary/accuracy"] == point.accuracy.mean
 
 
 def test_a_sweep_gives_front_runs_and_counts_and_the_same_bits_again(
@@ -244,11 +98,59 @@ def test_a_population_finds_what_points_find_alone(root: Path, session: None) ->
     space = ("reward.gamma2=1.5,8", "learn.learning_rate=1e-3,1e-2")
     alone = sweep(job, *space)
     together = sweep(job, *space, population=4)
+    assert together.counts.forwards["trials"] == 0
     assert set(figures(together)) == set(figures(alone))
     for one, other in zip(alone.front.points, together.front.points, strict=True):
         # A batched product may add in another order: a logit, and a choice, may differ.
         assert one.accuracy.mean == pytest.approx(other.accuracy.mean, abs=0.02)
     check_recorded(job, together)
+
+    # The same bits where a kill came in the middle of the batch's results, and anew.
+    folder = SweepFolder(together.folder)
+    folder.outcome_file.unlink()
+    for key in sorted(folder.results())[1:3]:
+        folder.result_file(key).unlink()
+    resumed = sweep(job, *space, population=4, resume=True)
+    assert (resumed.counts.trained, resumed.counts.reused) == (2, 2)
+    assert figures(resumed) == figures(together)
+    check_recorded(job, resumed)
+    shutil.rmtree(together.folder)
+    assert figures(sweep(job, *space, population=4)) == figures(together)
+
+
+def test_every_algorithm_can_be_swept(root: Path, session: None) -> None:
+    job = a_job(root, "learn.estimator=ratio", "learn.updates=20", "learn.batch_size=64")
+    result = sweep(job, "learn.algorithm=plain,rllib_atlas,rllib_runner,ppo,dqn")
+    assert not result.counts.failed
+    assert result.counts.forwards["trials"] == 0
+    assert len(result.front.points) == 5
+    check_recorded(job, result)
+
+
+def test_a_front_that_was_left_out_of_the_registry_is_put_there_later(
+    root: Path, session: None
+) -> None:
+    job = a_job(root, PLAIN, "learn.seed=3")
+    space = "reward.gamma2=1.5,8"
+    first = sweep(job, space)
+    assert not first.versions
+    later = sweep(job, space, registers=True)
+    assert (later.counts.trained, later.counts.reused) == (0, 2)
+    assert set(later.versions) == {point.key for point in first.front.front}
+    again = sweep(job, space, registers=True)
+    assert again.was_finished
+    assert again.versions == later.versions
+    check_recorded(job, later)
+
+
+def test_optuna_may_propose_a_point_twice(root: Path, session: None) -> None:
+    job = a_job(root, PLAIN)
+    search: dict[str, Any] = {"search": "optuna", "samples": 5}
+    first = sweep(job, "reward.gamma2=1.5,8", **search)
+    assert len(first.front.points) == 2
+    assert first.counts.trained == 2
+    assert sweep(job, "reward.gamma2=1.5,8", **search).was_finished
+    check_recorded(job, first)
 
 
 def test_a_point_that_breaks_costs_the_others_nothing(root: Path, session: None) -> None:
@@ -267,145 +169,27 @@ def test_trials_that_fit_nowhere_are_refused(root: Path, session: None) -> None:
         sweep(a_job(root), "reward.gamma1=0,1", gpus_per_trial=64.0)
     with pytest.raises(InvalidSetting, match="4096 CPUs"):
         sweep(job, "reward.gamma1=0,1", cpus_per_trial=4096.0)
+    many = a_job(root, "compute.env_runners=4000", "learn.estimator=ratio")
+    with pytest.raises(InvalidSetting, match=r"4000 env runners and 0 learners asks for 4001 CPUs"):
+        sweep(many, "reward.gamma1=0,1")
+    shared = a_job(root, "compute.learners=2", "compute.gpus_per_learner=64")
+    with pytest.raises(InvalidSetting, match=r"asks for 3 CPUs; .*compute\.learners=0"):
+        sweep(shared, "reward.gamma1=0,1")
 
 
-def test_a_killed_trial_process_is_begun_again(root: Path, session: None) -> None:
-    job = a_job(root, "learn.updates=800", "learn.seed=5")
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        until = time.monotonic() + 120
-        while not killed and time.monotonic() < until:
-            running = list((root / "sweeps").glob("*/points/*/checkpoint/updates-*"))
-            mine = [
-                folder for folder in running if not (folder.parents[1] / "result.json").exists()
-            ]
-            for folder in mine:
-                pid = int((folder.parents[1] / "starts.txt").read_text().split()[1])
-                with suppress(ProcessLookupError):  # of a point that another test ended early
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
-                    break
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    result = sweep(job, "reward.gamma2=1.5,4")
-    thread.join()
-    assert killed
-    assert list(result.counts.repeated.values()) == ["its process died"]
-    (repeated,) = result.counts.repeated
-    assert {p.key: p.starts for p in result.front.points}[repeated] == 2
-    check_recorded(job, result)
-    # It went on from its checkpoint, with the end that a run without a kill has.
-    shutil.rmtree(result.folder)
-    assert figures(sweep(job, "reward.gamma2=1.5,4")) == figures(result)
-
-
-def test_a_killed_driver_loses_nothing(root: Path, session: None, tmp_path: Path) -> None:
-    for part in ("paths", "outcomes"):
-        shutil.copytree(root / part, tmp_path / part)
-    settings = [*QUICK, f"storage.root={tmp_path}", PLAIN, "learn.updates=1000"]
-    space = "reward.gamma2=1,2,3,4,5,6"
-    code = [sys.executable, "-c", DRIVER, "digits", "--sweep", space, "--concurrent", "1"]
-    driver = subprocess.Popen(
-        [*code, "--no-models", *(part for text in settings for part in ("--set", text))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    until = time.monotonic() + 200
-    while len(list(tmp_path.glob("sweeps/*/points/*/result.json"))) < 2:
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    job = with_overrides(digits(), settings)
-    with pytest.raises(StorageError, match=f"Another process.*process {driver.pid} on"):
-        sweep(job, space)
-    driver.kill()
-    driver.communicate(timeout=120)
-    with pytest.raises(BadInput, match=r"unfinished sweep.*--resume"):
-        sweep(job, space)
-
-    result = sweep(job, space, resume=True)
-    assert len(result.front.points) == 6
-    assert result.counts.trained + result.counts.reused == 6
-    assert result.counts.reused >= 2
-    assert all("interrupted" in why for why in result.counts.repeated.values())
-    check_recorded(job, result)
-
-
-def test_a_full_disk_and_sigterm_end_a_sweep_cleanly_and_it_goes_on(
-    root: Path, tmp_path: Path
+def test_a_node_that_joined_with_other_code_ends_the_sweep(
+    root: Path, session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unshare = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = f"mount -t tmpfs -o size=40m tmpfs {small}"
-    if subprocess.run([*unshare, "sh", "-c", mount], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a file system of its own")
-    settings = [*QUICK, f"storage.root={small}", "storage.least_free_mb=0", PLAIN]
-    (tmp_path / "run.py").write_text(IN_A_SMALL_PLACE.format(root=small, settings=settings))
-    script = f"""
-        {mount} && cp -r {root}/paths {root}/outcomes {small}
-        {sys.executable} {tmp_path / "run.py"}
-    """
-    run = subprocess.run(
-        [*unshare, "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    said = run.stdout + run.stderr
-    assert run.returncode == 0, said
-    assert "full: StorageError" in run.stdout, said
-    assert "interrupted: KILLED none RUNNING" in run.stdout, said
-    assert "done: 6 points, no failure" in run.stdout, said
-
-
-def test_a_killed_node_costs_a_sweep_nothing(root: Path) -> None:
-    if ray.is_initialized():
-        ray.shutdown()
-    cluster = Cluster(
-        initialize_head=True,
-        connect=False,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE},
-    )
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=STORE)
-        cluster.wait_for_nodes()
-        address = f"compute.ray_address={cluster.address}"
-        job = a_job(root, PLAIN, "learn.updates=1000", "learn.seed=9", address)
-        before = len(list((root / "sweeps").glob("*/points/*/starts.txt")))
-        killed: list[str] = []
-
-        def kill_a_node() -> None:
-            until = time.monotonic() + 120
-            while not killed and time.monotonic() < until:
-                if len(list((root / "sweeps").glob("*/points/*/starts.txt"))) >= before + 2:
-                    # The driver hangs on one of the nodes, and would end with it.
-                    mine = ray.get_runtime_context().get_node_id()
-                    doomed = next(n for n in cluster.worker_nodes if n.node_id != mine)
-                    killed.append(doomed.node_id)
-                    cluster.remove_node(doomed, allow_graceful=False)
-                time.sleep(0.02)
-
-        thread = threading.Thread(target=kill_a_node)
-        thread.start()
-        result = sweep(job, "reward.gamma2=1,2,3,4", concurrent=2)
-        thread.join()
-        assert killed
-        assert len(result.front.points) == 4
-        assert not result.counts.failed
-        (why,) = result.counts.repeated.values()
-        assert why in ("its node died", "its node did not answer", "its process died")
-        check_recorded(job, result)
-    finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
+    # This driver claims code that no worker has; what it asks of the nodes at first is true.
+    monkeypatch.setattr(run_module, "is_joined", lambda address: True)
+    monkeypatch.setattr(run_module, "code_fingerprint", lambda: "0" * 16)
+    job = a_job(root, PLAIN, "learn.seed=7")
+    with pytest.raises(CodeSkew, match=r"other flyball sources or versions .*`ray up cluster"):
+        sweep(job, "reward.gamma1=0,1")
+    monkeypatch.undo()
+    result = sweep(job, "reward.gamma1=0,1", resume=True)
+    assert result.counts.trained == 2
+    check_recorded(job, result)
 
 
 def test_results_are_plain_json(root: Path) -> None:

@@ -289,8 +289,9 @@ def _train(
         watch.note(point, lambda: load_policy(network, algorithm))
         if watch.looks > looks:
             checkpoints.save(algorithm, watch, point[0])
-        done = min(point[0], config.updates)
-        report(Progress(STAGE, done, config.updates, values=watch.figures()))
+        # PPO and DQN make as many updates as an iteration of theirs takes.
+        total = max(point[0], config.updates)
+        report(Progress(STAGE, point[0], total, values=watch.figures()))
 
 
 def _point(result: dict[str, Any], config: LearnConfig) -> CurvePoint:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 
 from flyball.datapaths.files import write_atomically, write_json
-from flyball.platform.analyses.look import save_figure
 from flyball.platform.analyses.tables import plain
+from flyball.platform.house_style import save_figure
 
 __all__ = ["Analysis", "Written", "write_analysis"]
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flyball.platform.analyses import look
+from flyball.platform.house_style import BLUE, INK, ORANGE, RED, SKY, styled
 
 if TYPE_CHECKING:
     from flyball.platform.analyses.blocks import Blocks, Side
@@ -22,14 +23,12 @@ _NAMES = {
     "per_layer": "Every block has the budget (Eq. 14)",
 }
 # Early to late: apart in hue and even in lightness, and neither end is pale on white.
-_DEPTH = LinearSegmentedColormap.from_list(
-    "depth", [look.BLUE, look.SKY, "#B9A3C9", look.ORANGE, look.RED]
-)
+_DEPTH = LinearSegmentedColormap.from_list("depth", [BLUE, SKY, "#B9A3C9", ORANGE, RED])
 
 
 def blocks_figure(analysis: "Blocks") -> Figure:
     """Training above, held-out images below, a column for each criterion; 13.5 x 9 inches."""
-    with look.styled():
+    with styled():
         figure = look.blank_figure(13.5, 9.0, _headline(analysis))
         grid = figure.subplots(
             2, len(analysis.sides), sharey="row", height_ratios=(1.35, 1.0), squeeze=False
@@ -94,7 +93,7 @@ def _draw_rates(axes: Axes, side: "Side", *, is_first: bool) -> None:
     for row, line in enumerate(rates):
         for column, rate in enumerate(line):
             is_dead = side.at(side.budgets[row])[column].state != "alive"
-            ink = "white" if rate > 0.55 else look.INK
+            ink = "white" if rate > 0.55 else INK
             if has_numbers or is_dead:
                 words = look.percent(rate) or "0"
                 axes.text(
@@ -104,7 +103,7 @@ def _draw_rates(axes: Axes, side: "Side", *, is_first: bool) -> None:
                     ha="center",
                     va="center",
                     fontsize=9.5,
-                    color=look.RED if is_dead else ink,
+                    color=RED if is_dead else ink,
                     fontweight="bold" if is_dead else "normal",
                 )
     shown = look.tick_places(count, 2, abreast)

@@ -15,6 +15,7 @@ from flyball.datapaths.learned_gates.comparison import Comparison
 from flyball.platform.analyses import look
 from flyball.platform.analyses.gates import METHOD_NAMES
 from flyball.platform.analyses.tables import aligned
+from flyball.platform.house_style import INK, SERIES, styled
 
 __all__ = ["STATIC", "ComponentRow", "ComponentUse", "component_use"]
 
@@ -91,7 +92,7 @@ class ComponentUse:
     def figure(self) -> Figure:
         """For each gate the heat map, and its T-modules as lines beside the even one."""
         sources = self.sources()
-        with look.styled():
+        with styled():
             tall = [min(8.0, 1.9 + 0.3 * len(self.matrix(source)[3])) for source in sources]
             figure = look.blank_figure(13.5, 1.3 + sum(max(3.6, t) for t in tall), self._headline())
             grid = figure.subplots(len(sources), 2, width_ratios=(1.3, 1.0), squeeze=False)
@@ -130,7 +131,7 @@ class ComponentUse:
             axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=extent)
             if use.size <= _MOST_CELLS:
                 for (row, column), value in np.ndenumerate(shares):
-                    colour = "white" if value > 0.6 else look.INK
+                    colour = "white" if value > 0.6 else INK
                     place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8.5}
                     words = f"{value:.2f}".removeprefix("0")
                     axes.text(column, top + 0.5 + row, words, color=colour, **place)
@@ -151,13 +152,13 @@ class ComponentUse:
         order = np.argsort(complexity, kind="stable")
         is_few = len(modules) <= _MOST_LINES
         shades = matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1.0, len(modules)))
-        colours: list[Any] = list(look.SERIES[: len(modules)] if is_few else shades)
+        colours: list[Any] = list(SERIES[: len(modules)] if is_few else shades)
         for name, row, colour in zip(modules, use, colours, strict=True):
             label = look.shortened(name) if is_few else None
             axes.plot(
                 complexity[order], row[order], "-o", color=colour, ms=3.5, lw=1.5, label=label
             )
-        axes.plot([0, 1], [0, 1], ":", color=look.INK, lw=1.8, label="spread evenly")
+        axes.plot([0, 1], [0, 1], ":", color=INK, lw=1.8, label="spread evenly")
         axes.legend(loc="upper left", frameon=False, fontsize=9)
         look.unit_axis(axes, "complexity: share of all components on")
         axes.set_ylim(-0.02, 1.03)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from flyball.platform.analyses import look
+from flyball.platform.house_style import GREEN, GREY, INK, RED, styled
 
 if TYPE_CHECKING:
     from flyball.platform.analyses.controller import ControllerAnalysis
@@ -20,7 +21,7 @@ _ABREAST = 56
 
 def controller_figure(analysis: "ControllerAnalysis") -> Figure:
     """Four panels, 13.5 x 10 inches: two of totals above, histogram and classes below."""
-    with look.styled():
+    with styled():
         figure = look.blank_figure(13.5, 10.0, _headline(analysis))
         grid = figure.subplots(2, 2, height_ratios=(1.35, 1.0))
         _draw_totals(grid[0, 0], analysis, "total_correct")
@@ -51,9 +52,9 @@ def _headline(analysis: "ControllerAnalysis") -> str:
 def _draw_totals(axes: Axes, analysis: "ControllerAnalysis", total: str) -> None:
     fixed, learned, bound = analysis.fixed, analysis.row("controller"), analysis.row("bound")
     x, y = [getattr(row, total) for row in fixed], [row.accuracy for row in fixed]
-    axes.plot(x, y, "-o", color=look.GREY, ms=5, lw=1.3, zorder=2)
+    axes.plot(x, y, "-o", color=GREY, ms=5, lw=1.3, zorder=2)
     if analysis.vanilla is not None:
-        axes.axhline(analysis.vanilla, color=look.INK, ls="--", lw=1.3, zorder=1)
+        axes.axhline(analysis.vanilla, color=INK, ls="--", lw=1.3, zorder=1)
     for row, look_of in ((learned, _CONTROLLER), (bound, _BOUND)):
         axes.plot([getattr(row, total)], [row.accuracy], zorder=5, **look_of)
     heights = [row.accuracy for row in analysis.rows]
@@ -82,7 +83,7 @@ def _name_arms(axes: Axes, analysis: "ControllerAnalysis", x: list[float], y: li
             xytext=(3, -13),
             textcoords="offset points",
             fontsize=8.5,
-            color=look.GREY,
+            color=GREY,
             path_effects=look.halo(),
             zorder=6,
         )
@@ -92,13 +93,13 @@ def _draw_histogram(axes: Axes, analysis: "ControllerAnalysis") -> None:
     places = np.arange(len(analysis.arms))
     count = sum(analysis.histogram)
     for shift, histogram, colour in (
-        (-0.21, analysis.histogram, look.RED),
-        (0.21, analysis.bound_histogram, look.GREEN),
+        (-0.21, analysis.histogram, RED),
+        (0.21, analysis.bound_histogram, GREEN),
     ):
         bars = axes.bar(places + shift, histogram, width=0.4, color=colour)
         if len(places) <= 12:
             shares = [look.percent(n / count).removesuffix("%") for n in histogram]
-            axes.bar_label(bars, shares, padding=2, fontsize=8, color=look.INK)
+            axes.bar_label(bars, shares, padding=2, fontsize=8, color=INK)
     axes.set_ylim(0, 1.15 * max(*analysis.histogram, *analysis.bound_histogram))
     axes.set_ylabel("samples (above the bars: per cent)")
     axes.set_title("Utilization chosen, controller and bound")
@@ -126,7 +127,7 @@ def _draw_classes(axes: Axes, analysis: "ControllerAnalysis") -> None:
     if len(analysis.arms) <= 12:
         for row, arm in zip(*np.nonzero(shares[order]), strict=True):
             share = shares[order][row, arm]
-            colour = "white" if share > 0.6 else look.INK
+            colour = "white" if share > 0.6 else INK
             place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
             axes.text(arm, row, look.percent(share), color=colour, **place)
     _name_places(axes, analysis.arms)
@@ -149,7 +150,7 @@ def _legend(analysis: "ControllerAnalysis") -> list[Any]:
         Line2D(
             [],
             [],
-            color=look.GREY,
+            color=GREY,
             marker="o",
             ms=5,
             label=f"fixed u, labelled; best {best.accuracy:.1%} at {best.u:g}",
@@ -159,19 +160,19 @@ def _legend(analysis: "ControllerAnalysis") -> list[Any]:
     ]
     if analysis.vanilla is not None:
         words = f"vanilla at u = 1: {analysis.vanilla:.1%}"
-        handles.append(Line2D([], [], color=look.INK, ls="--", lw=1.3, label=words))
+        handles.append(Line2D([], [], color=INK, ls="--", lw=1.3, label=words))
     return handles
 
 
 _CONTROLLER: dict[str, Any] = {
-    "color": look.RED,
+    "color": RED,
     "marker": "*",
     "ms": 17,
     "mec": "white",
     "ls": "none",
 }
 _BOUND: dict[str, Any] = {
-    "color": look.GREEN,
+    "color": GREEN,
     "marker": "h",
     "ms": 11,
     "mec": "white",

@@ -15,6 +15,7 @@ from flyball.datapaths.splits import TEST
 from flyball.platform.analyses import look
 from flyball.platform.analyses.means import area_under, arm_means, rows_of
 from flyball.platform.analyses.tables import aligned, figure_of, interval_text
+from flyball.platform.house_style import MARKERS, SERIES, styled
 
 __all__ = ["CurveRow", "Curves", "Source", "throttling_curves"]
 
@@ -106,14 +107,14 @@ class Curves:
     def figure(self) -> Figure:
         """Accuracy against u on the left, against executed MACs on the right."""
         series = self._series()
-        with look.styled():
+        with styled():
             figure = look.blank_figure(13.5, 6.2, self._headline())
             left, right = figure.subplots(1, 2, sharey=True)
             handles: list[Any] = []
             names = list(dict.fromkeys(source for source, _ in series))
             for (source, training), part in series.items():
-                colour = look.SERIES[names.index(source) % len(look.SERIES)]
-                marker = look.MARKERS[names.index(source) % len(look.MARKERS)]
+                colour = SERIES[names.index(source) % len(SERIES)]
+                marker = MARKERS[names.index(source) % len(MARKERS)]
                 drawn: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5.5, "lw": 1.8}
                 if training == "vanilla":
                     drawn |= {"ls": "--", "mfc": "white", "lw": 1.4}

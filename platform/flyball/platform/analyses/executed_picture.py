@@ -9,6 +9,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from flyball.platform.analyses import look
+from flyball.platform.house_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MARKERS,
+    ORANGE,
+    PALE,
+    RED,
+    SERIES,
+    SKY,
+    styled,
+)
 
 if TYPE_CHECKING:
     from flyball.platform.analyses.executed import Executed
@@ -21,7 +34,7 @@ _TOLERANCE = 1.0
 
 def executed_figure(analysis: "Executed") -> Figure:
     """Three panels, 13.5 x 9 inches: budgets and classes above, blocks below."""
-    with look.styled():
+    with styled():
         figure = look.blank_figure(13.5, 9.2, _headline(analysis))
         grid = figure.add_gridspec(2, 2, height_ratios=(1.15, 1.0), width_ratios=(1.0, 1.25))
         handles = _draw_budgets(figure.add_subplot(grid[0, 0]), analysis)
@@ -46,15 +59,15 @@ def _headline(analysis: "Executed") -> str:
 def _draw_budgets(axes: Axes, analysis: "Executed") -> list[Line2D | Patch]:
     splits = list(dict.fromkeys(row.split for row in analysis.rows))
     handles: list[Line2D | Patch] = []
-    axes.axhspan(-_TOLERANCE, _TOLERANCE, color=look.GREEN, alpha=0.12, lw=0)
-    axes.axhline(0.0, color=look.GREY, lw=1.0)
+    axes.axhspan(-_TOLERANCE, _TOLERANCE, color=GREEN, alpha=0.12, lw=0)
+    axes.axhline(0.0, color=GREY, lw=1.0)
     for number, split in enumerate(splits):
         part = [row for row in analysis.rows if row.split == split]
         x = np.array([100 * row.asked for row in part]) + 1.2 * (number - (len(splits) - 1) / 2)
         y = np.array([100 * row.difference for row in part])
         below = [100 * (row.executed - row.low) for row in part]
         above = [100 * (row.high - row.executed) for row in part]
-        color, marker = look.SERIES[number], look.MARKERS[number]
+        color, marker = SERIES[number], MARKERS[number]
         axes.errorbar(
             x, y, yerr=[below, above], fmt=marker, color=color, ms=6, lw=1.5, capsize=2.5, zorder=3
         )
@@ -69,7 +82,7 @@ def _draw_budgets(axes: Axes, analysis: "Executed") -> list[Line2D | Patch]:
     axes.set_ylabel("executed less asked, in points")
     axes.set_title("Budgets that are kept")
     axes.grid(True, axis="y")
-    handles.append(Patch(color=look.GREEN, alpha=0.2, lw=0, label="within 1 point"))
+    handles.append(Patch(color=GREEN, alpha=0.2, lw=0, label="within 1 point"))
     return handles
 
 
@@ -98,15 +111,15 @@ def _draw_classes(axes: Axes, analysis: "Executed") -> None:
         showfliers=False,
         showmeans=True,
         patch_artist=True,
-        medianprops={"color": look.INK, "lw": 1.6},
-        meanprops={"marker": "D", "mfc": "white", "mec": look.INK, "ms": 4.5},
-        whiskerprops={"color": look.GREY},
-        capprops={"color": look.GREY},
+        medianprops={"color": INK, "lw": 1.6},
+        meanprops={"marker": "D", "mfc": "white", "mec": INK, "ms": 4.5},
+        whiskerprops={"color": GREY},
+        capprops={"color": GREY},
     )
     for number, box in enumerate(drawn["boxes"]):
         is_end = number in (0, len(shown) - 1)
-        box.set(facecolor=look.RED if number == 0 else look.BLUE if is_end else look.PALE)
-        box.set(alpha=0.75 if is_end else 1.0, edgecolor=look.GREY)
+        box.set(facecolor=RED if number == 0 else BLUE if is_end else PALE)
+        box.set(alpha=0.75 if is_end else 1.0, edgecolor=GREY)
     axes.set_yticks(np.arange(len(shown)), [look.shortened(r.label) for r in shown])
     axes.invert_yaxis()
     axes.set_xlabel("million MACs an image: 5, 25, 50, 75, 95 % of the images, and the mean")
@@ -120,11 +133,11 @@ def _draw_blocks(axes: Axes, analysis: "Executed") -> list[Line2D | Patch]:
     means, spreads = (
         np.array([getattr(block, name) for block in blocks]) for name in ("mean", "spread")
     )
-    colors = [look.ORANGE if block.stride > 1 else look.SKY for block in blocks]
+    colors = [ORANGE if block.stride > 1 else SKY for block in blocks]
     ends = [np.minimum(spreads, means), np.minimum(spreads, 1 - means)]
     axes.bar(place, means, color=colors, width=0.72, zorder=2)
-    axes.errorbar(place, means, yerr=ends, fmt="none", ecolor=look.INK, capsize=3, lw=1.2, zorder=3)
-    axes.axhline(analysis.u, color=look.GREY, ls="--", lw=1.2, zorder=2.5)
+    axes.errorbar(place, means, yerr=ends, fmt="none", ecolor=INK, capsize=3, lw=1.2, zorder=3)
+    axes.axhline(analysis.u, color=GREY, ls="--", lw=1.2, zorder=2.5)
     axes.set_xlim(-0.6, len(blocks) - 0.4)
     shown = look.tick_places(len(blocks), 2, 110)
     axes.set_xticks(list(shown), [str(k + 1) for k in shown])
@@ -137,9 +150,9 @@ def _draw_blocks(axes: Axes, analysis: "Executed") -> list[Line2D | Patch]:
     )
     axes.grid(True, axis="y")
     handles: list[Line2D | Patch] = [
-        Patch(color=look.SKY, label="block of stride 1"),
-        Line2D([], [], color=look.GREY, ls="--", lw=1.2, label="asked for"),
+        Patch(color=SKY, label="block of stride 1"),
+        Line2D([], [], color=GREY, ls="--", lw=1.2, label="asked for"),
     ]
     if any(block.stride > 1 for block in blocks):
-        handles.insert(1, Patch(color=look.ORANGE, label="block of stride 2"))
+        handles.insert(1, Patch(color=ORANGE, label="block of stride 2"))
     return handles

@@ -14,6 +14,7 @@ from flyball.datapaths.learned_gates.comparison import Comparison
 from flyball.datapaths.learned_gates.curves import accuracy_at
 from flyball.platform.analyses import look
 from flyball.platform.analyses.tables import aligned
+from flyball.platform.house_style import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, styled
 
 __all__ = ["METHOD_NAMES", "GatePoint", "GatesCompared", "compare_methods"]
 
@@ -28,12 +29,12 @@ METHOD_NAMES = {
 """Methods as `learned_gates.comparison` names them, and as a picture does."""
 
 _LOOKS = {
-    "nested": (look.BLUE, "o"),
-    "independent": (look.GREY, "X"),
-    "reinforce": (look.RED, "s"),
-    "concrete": (look.ORANGE, "^"),
-    "contextual": (look.GREEN, "D"),
-    "contextual_fine": (look.PINK, "v"),
+    "nested": (BLUE, "o"),
+    "independent": (GREY, "X"),
+    "reinforce": (RED, "s"),
+    "concrete": (ORANGE, "^"),
+    "contextual": (GREEN, "D"),
+    "contextual_fine": (PINK, "v"),
 }
 _COMPLEXITIES = (0.25, 0.5, 0.75, 1.0)
 _POINTS = 41
@@ -146,7 +147,7 @@ class GatesCompared:
     def figure(self) -> Figure:
         """A column of two panels for each network: against complexity, and against MACs."""
         networks = list(self.at_equal_complexity)
-        with look.styled():
+        with styled():
             width = max(8.5, 1.5 + 5.0 * len(networks))
             figure = look.blank_figure(width, 9.6, self._headline())
             grid = figure.subplots(2, len(networks), sharey="col", squeeze=False)
@@ -295,6 +296,6 @@ def _known(value: float) -> float | None:
 
 
 def _drawn(method: str) -> dict[str, Any]:
-    colour, marker = _LOOKS.get(method, (look.INK, "P"))
+    colour, marker = _LOOKS.get(method, (INK, "P"))
     is_nested = method == "nested"
     return {"color": colour, "marker": marker, "ms": 6, "lw": 2.4 if is_nested else 1.4}

@@ -1,106 +1,39 @@
-"""How the pictures of analyses look: colours, figures, axes and legends; none of their figures."""
+"""How the pictures of analyses look: headlines, axes and legends; colours are in `house_style`."""
 
-import contextlib
 import textwrap
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
-from flyball.datapaths.files import write_atomically
+from flyball.platform.house_style import new_figure
 
 __all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "INK",
-    "MARKERS",
-    "ORANGE",
-    "PALE",
-    "PINK",
-    "RED",
-    "SERIES",
-    "SKY",
     "accuracy_axis",
     "blank_figure",
     "halo",
     "legend_below",
     "percent",
-    "save_figure",
     "shortened",
-    "styled",
     "tick_places",
     "unit_axis",
 ]
 
-# Okabe and Ito (2008): eight colours that stay apart for colour-blind readers.
-BLUE, SKY, GREEN, ORANGE, RED, PINK = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-)
-INK, GREY, PALE = "#222222", "#777777", "#DDDDDD"
-SERIES = (BLUE, RED, GREEN, ORANGE, PINK, SKY, INK, GREY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-
 _CHARACTERS_AN_INCH = 9.3
 """Of a headline."""
-
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.grid": False,
-    "grid.color": PALE,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-}
-
-
-@contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """Draws in the house style within the block."""
-    with matplotlib.rc_context(_STYLE):
-        yield
 
 
 def blank_figure(width: float, height: float, headline: str) -> Figure:
     """A figure of inches that lays itself out, drawn without a display, with a headline."""
-    figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     wide = int(_CHARACTERS_AN_INCH * width)
     lines = [part for line in headline.splitlines() for part in textwrap.wrap(line, wide)]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=13.5)
     return figure
-
-
-def save_figure(figure: Figure, file: Path) -> Path:
-    """Writes a PNG; the same figure gives the same bytes.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    with write_atomically(file) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-    return file
 
 
 def accuracy_axis(axes: Axes, lows: Sequence[float], highs: Sequence[float], label: str) -> None:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from flyball.platform.analyses import look
+from flyball.platform.house_style import BLUE, GREEN, GREY, ORANGE, RED, styled
 
 if TYPE_CHECKING:
     from flyball.platform.analyses.measured import Measured
@@ -27,7 +28,7 @@ def measured_figure(measured: "Measured") -> Figure:
         f"{look.shortened(s.hardware, 60)}; batch {s.batch}, threads {s.threads}, "
         f"{s.precision}, {s.date[:10]}"
     )
-    with look.styled():
+    with styled():
         figure = look.blank_figure(13.5, 6.4, headline)
         left, right = figure.subplots(1, 2)
         handles = _draw_shares(left, measured)
@@ -42,23 +43,23 @@ def _draw_shares(axes: Axes, measured: "Measured") -> list[Any]:
     series: dict[str, tuple[list[float | None], dict[str, Any]]] = {
         "accuracy": (
             [r.accuracy / full if r.accuracy is not None and full else None for r in measured.rows],
-            {"color": look.BLUE, "marker": "o"},
+            {"color": BLUE, "marker": "o"},
         ),
         "CPU time" if measured.is_cpu else "time": (
             [r.time_share for r in measured.rows],
-            {"color": look.RED, "marker": "s"},
+            {"color": RED, "marker": "s"},
         ),
         "executed MACs": (
             [r.throttle_ratio for r in measured.rows],
-            {"color": look.GREY, "ls": ":", "marker": "."},
+            {"color": GREY, "ls": ":", "marker": "."},
         ),
         "power": (
             [r.power_share for r in measured.rows],
-            {"color": look.ORANGE, "marker": "^"},
+            {"color": ORANGE, "marker": "^"},
         ),
         "energy": (
             [r.energy_share for r in measured.rows],
-            {"color": look.GREEN, "marker": "D"},
+            {"color": GREEN, "marker": "D"},
         ),
     }
     handles: list[Any] = []
@@ -91,8 +92,8 @@ def _draw_seconds(axes: Axes, measured: "Measured") -> None:
     scale, unit = (1e6, "µs") if slowest < 0.01 else (1e3, "ms") if slowest < 10 else (1.0, "s")
     x = [r.u for r in measured.rows]
     lows, highs = [scale * r.low for r in measured.rows], [scale * r.high for r in measured.rows]
-    axes.fill_between(x, lows, highs, color=look.RED, alpha=0.18, lw=0)
-    axes.plot(x, [scale * r.seconds for r in measured.rows], "-s", color=look.RED, ms=6, lw=1.8)
+    axes.fill_between(x, lows, highs, color=RED, alpha=0.18, lw=0)
+    axes.plot(x, [scale * r.seconds for r in measured.rows], "-s", color=RED, ms=6, lw=1.8)
     axes.set_ylim(0, 1.08 * scale * slowest)
     look.unit_axis(axes, "utilization u: share of the components asked for")
     kind = "CPU time" if measured.is_cpu else "time on the GPU"

@@ -15,6 +15,7 @@ from flyball.datapaths.splits import TEST
 from flyball.platform.analyses import look
 from flyball.platform.analyses.means import rows_of
 from flyball.platform.analyses.tables import aligned, figure_of
+from flyball.platform.house_style import BLUE, INK, PALE, RED, styled
 
 __all__ = ["MEAN", "PerClass", "PerClassRow", "class_curves"]
 
@@ -100,7 +101,7 @@ class PerClass:
         count = 1 + len(labels)
         columns = _columns(count)
         height = 1.8 + 2.1 * math.ceil(count / columns)
-        with look.styled():
+        with styled():
             figure = look.blank_figure(13.5, max(5.0, height), self._headline() + note)
             grid = figure.subplots(
                 math.ceil(count / columns), columns, sharex=True, sharey=True, squeeze=False
@@ -160,14 +161,14 @@ class PerClass:
         x = [row.u for row in part]
         is_mean = label == MEAN
         if is_mean:
-            axes.plot(x, [r.accuracy for r in part], "-o", color=look.BLUE, ms=4, lw=1.8)
+            axes.plot(x, [r.accuracy for r in part], "-o", color=BLUE, ms=4, lw=1.8)
             if self.vanilla is not None:
-                axes.axhline(self.vanilla, color=look.INK, lw=1.4, ls="--")
+                axes.axhline(self.vanilla, color=INK, lw=1.4, ls="--")
         else:
-            axes.plot(x, [r.accuracy for r in mean], "-", color=look.PALE, lw=2.2)
-            axes.plot(x, [r.accuracy for r in part], "-o", color=look.RED, ms=3.5, lw=1.5)
+            axes.plot(x, [r.accuracy for r in mean], "-", color=PALE, lw=2.2)
+            axes.plot(x, [r.accuracy for r in part], "-o", color=RED, ms=3.5, lw=1.5)
         words = "all classes" if is_mean else look.shortened(label, 16)
-        axes.set_title(f"{words} (n = {part[0].samples:,})", fontsize=10, color=look.INK)
+        axes.set_title(f"{words} (n = {part[0].samples:,})", fontsize=10, color=INK)
         axes.set_xlim(0.0, 1.05)
         axes.set_xticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
         lowest = min(row.accuracy for row in self.rows)
@@ -177,13 +178,13 @@ class PerClass:
 
     def _legend(self) -> list[Any]:
         handles = [
-            Line2D([], [], color=look.BLUE, marker="o", ms=4, label="mean of all samples"),
-            Line2D([], [], color=look.RED, marker="o", ms=3.5, label="class"),
-            Line2D([], [], color=look.PALE, lw=2.2, label="the mean again, to compare"),
+            Line2D([], [], color=BLUE, marker="o", ms=4, label="mean of all samples"),
+            Line2D([], [], color=RED, marker="o", ms=3.5, label="class"),
+            Line2D([], [], color=PALE, lw=2.2, label="the mean again, to compare"),
         ]
         if self.vanilla is not None:
             words = f"vanilla network at u = 1: {100 * self.vanilla:.1f}%"
-            handles.append(Line2D([], [], color=look.INK, ls="--", lw=1.4, label=words))
+            handles.append(Line2D([], [], color=INK, ls="--", lw=1.4, label=words))
         return handles
 
 

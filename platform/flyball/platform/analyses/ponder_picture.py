@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flyball.datapaths.pose import BONES
 from flyball.platform.analyses import look
+from flyball.platform.house_style import INK, RED, styled
 
 if TYPE_CHECKING:
     from flyball.platform.analyses.ponder import Ponder
@@ -25,7 +26,7 @@ __all__ = ["ponder_figure"]
 _COLOURS = "magma"
 _HALVES = 2
 _SEEN, _KNOWN = "#7FE3C4", "#FFD24A"
-_RIM = [withStroke(linewidth=2.0, foreground=look.INK, alpha=0.7)]
+_RIM = [withStroke(linewidth=2.0, foreground=INK, alpha=0.7)]
 
 
 def ponder_figure(analysis: "Ponder") -> Figure:
@@ -36,7 +37,7 @@ def ponder_figure(analysis: "Ponder") -> Figure:
     norm = Normalize(0, max(1.0, float(analysis.maps.max())))
     side = 12.2 / (halves * columns)
     height, width = analysis.maps.shape[2:]
-    with look.styled():
+    with styled():
         figure = look.blank_figure(
             13.5, 1.75 + lines * (side * height / width + 0.24), _headline(analysis)
         )
@@ -103,10 +104,10 @@ def _draw_map(axes: Axes, analysis: "Ponder", image: int, column: int, norm: Nor
         points = analysis.seen[image, column]
         _draw_skeleton(axes, points, _SEEN, np.ones(len(points), bool))
         _keep(axes, analysis.images[image].shape)
-        words, color = f"{row.share:.0%}, PCKh {row.correct:.0%}", look.INK
+        words, color = f"{row.share:.0%}, PCKh {row.correct:.0%}", INK
     else:
         mark = "" if row.correct else f", {look.shortened(row.answer, 9)}"
-        words, color = f"{row.share:.0%}{mark}", look.INK if row.correct else look.RED
+        words, color = f"{row.share:.0%}{mark}", INK if row.correct else RED
     axes.set_xlabel(words, fontsize=9, labelpad=2, color=color)
 
 
@@ -128,9 +129,9 @@ def _keep(axes: Axes, shape: tuple[int, ...]) -> None:
 
 
 def _legend(analysis: "Ponder") -> list[Any]:
-    share: dict[str, Any] = {"color": look.INK, "ls": "", "marker": "$\\%$", "ms": 9}
+    share: dict[str, Any] = {"color": INK, "ls": "", "marker": "$\\%$", "ms": 9}
     if analysis.seen is None:
-        wrong: dict[str, Any] = {"color": look.RED, "ls": "", "marker": "$a$", "ms": 7}
+        wrong: dict[str, Any] = {"color": RED, "ls": "", "marker": "$a$", "ms": 7}
         return [
             Line2D([], [], label="executed share of the conditional MACs", **share),
             Line2D([], [], label="the answer, where it is wrong", **wrong),

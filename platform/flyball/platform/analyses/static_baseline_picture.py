@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from flyball.platform.analyses import look
+from flyball.platform.house_style import BLUE, GREY, MARKERS, SERIES, styled
 
 if TYPE_CHECKING:
     from flyball.platform.analyses.static_baseline import StaticBaseline
@@ -18,7 +19,7 @@ __all__ = ["static_figure"]
 
 def static_figure(analysis: "StaticBaseline") -> Figure:
     """Two panels, 13.5 x 7 inches: accuracy against MACs, and points gained at equal MACs."""
-    with look.styled():
+    with styled():
         figure = look.blank_figure(13.5, 7.0, _headline(analysis))
         left, right = figure.subplots(1, 2, width_ratios=(1.75, 1.0))
         _draw_curve(left, analysis)
@@ -52,9 +53,9 @@ def _draw_curve(axes: Axes, analysis: "StaticBaseline") -> None:
     arms, dense = analysis.arms, analysis.dense
     x = [row.macs / 1e6 for row in arms]
     axes.fill_between(
-        x, [r.low for r in arms], [r.high for r in arms], color=look.BLUE, alpha=0.14, lw=0
+        x, [r.low for r in arms], [r.high for r in arms], color=BLUE, alpha=0.14, lw=0
     )
-    axes.plot(x, [r.accuracy for r in arms], "-o", color=look.BLUE, ms=5, lw=1.8, zorder=3)
+    axes.plot(x, [r.accuracy for r in arms], "-o", color=BLUE, ms=5, lw=1.8, zorder=3)
     for number, row in enumerate(dense):
         color, marker = _look_of(number)
         ends = [[row.accuracy - row.low], [row.high - row.accuracy]]
@@ -94,21 +95,21 @@ def _name_arms(axes: Axes, analysis: "StaticBaseline", x: list[float]) -> None:
             xytext=(2, -14),
             textcoords="offset points",
             fontsize=8.5,
-            color=look.BLUE,
+            color=BLUE,
             path_effects=look.halo(),
             zorder=6,
         )
 
 
 def _draw_points(axes: Axes, analysis: "StaticBaseline") -> None:
-    axes.axvline(0.0, color=look.GREY, lw=1.2)
+    axes.axvline(0.0, color=GREY, lw=1.2)
     names, reach = [], 1.0
     for number, row in enumerate(analysis.against):
         color, marker = _look_of(number)
         lines = row.network.split(", ")
         names.append("\n".join([*lines, f"{row.macs / 1e6:,.1f} million MACs"]))
         if row.difference is None or row.low is None or row.high is None:
-            axes.text(0.0, number, " not within the arms", va="center", fontsize=9, color=look.GREY)
+            axes.text(0.0, number, " not within the arms", va="center", fontsize=9, color=GREY)
             continue
         gain = 100 * row.difference
         ends = [[gain - 100 * row.low], [100 * row.high - gain]]
@@ -125,13 +126,11 @@ def _draw_points(axes: Axes, analysis: "StaticBaseline") -> None:
 
 def _look_of(number: int) -> tuple[str, str]:
     """Blue and the circle are the dynamic network's."""
-    return look.SERIES[1 + number % 7], look.MARKERS[1 + number % 7]
+    return SERIES[1 + number % 7], MARKERS[1 + number % 7]
 
 
 def _legend(analysis: "StaticBaseline") -> list[Any]:
-    handles = [
-        Line2D([], [], color=look.BLUE, marker="o", ms=5, label="dynamic network, labelled u")
-    ]
+    handles = [Line2D([], [], color=BLUE, marker="o", ms=5, label="dynamic network, labelled u")]
     for number, row in enumerate(analysis.dense):
         color, marker = _look_of(number)
         handles.append(

@@ -1,5 +1,6 @@
-"""From a finished point's weights to an exported controller, as `flyball train` would have made."""
+"""From a finished point's weights to an exported controller, as `flyball train` makes one."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from flyball.controllers.learned import Learned
 from flyball.controllers.networks import build_network
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.errors import ShapeMismatch
-from flyball.datapaths.files import read_tensors
+from flyball.datapaths.files import fingerprint_of, read_tensors
 from flyball.envs.observations import observations
 from flyball.platform.controller_learning import controller_of, observation_of
 from flyball.platform.controller_stage import controller_fingerprint, save_stage, stage_is_there
@@ -27,6 +28,9 @@ def export_point(
 ) -> Path:
     """Exports a point's controller, or finds it exported; gives its folder.
 
+    The folder goes by the weights: those of `flyball train` with the same settings are others in
+    their last bits where the point was learned in a batch, and were not measured here.
+
     Args:
         ready: the sweep's base job.
         atlas: of the sweep.
@@ -44,16 +48,20 @@ def export_point(
     seen = observations(atlas, ready.images, kind)
     if any(name == "arms" for name, _ in result.settings):
         atlas = keep_arms(atlas, job.arms, uses_context=kind == "context")
-    target = ready.runs.controller(controller_fingerprint(job, atlas))
+    file = folder.weights_file(result.key)
+    weights = read_tensors(file)
+    learned = hashlib.sha256(file.read_bytes()).hexdigest()
+    target = ready.runs.controller(
+        fingerprint_of("swept", controller_fingerprint(job, atlas), learned)
+    )
     with ready.runs.locked(target):
         if not stage_is_there(target):
             network = build_network(job.controller, seen.shape[1:], len(atlas.arms))
-            weights = read_tensors(folder.weights_file(result.key))
             try:
                 network.load_state_dict({n: torch.from_numpy(v) for n, v in weights.items()})
             except RuntimeError as error:
                 raise ShapeMismatch(
-                    f"{folder.weights_file(result.key)} holds other weights than those of its "
+                    f"{file} holds other weights than those of its "
                     f"point's controller ({error}). Delete the point's folder, then run the sweep "
                     "again with --resume."
                 ) from error

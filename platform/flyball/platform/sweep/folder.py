@@ -154,7 +154,8 @@ class SweepFolder:
                 "folder, or name another one with --set storage.root=FOLDER."
             )
         done = len({*self.results(), *self.stopped()})
-        is_finished = done >= points and self.outcome_file.exists()
+        # Optuna may propose a point twice, so there can be fewer than were asked for.
+        is_finished = self.outcome_file.exists() and done >= read_json(self.outcome_file)["points"]
         if not is_finished and not resume:
             raise BadInput(
                 f"{self.root} holds an unfinished sweep: {done} of {points} points are done. Run "

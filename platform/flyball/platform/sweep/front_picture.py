@@ -3,22 +3,30 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from flyball.datapaths.files import write_atomically
-from flyball.platform.bench_style import COLOURS, GREY, INK, PALE, STYLE
+from flyball.platform.house_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PINK,
+    RED,
+    new_figure,
+    save_figure,
+    styled,
+)
 from flyball.platform.sweep.front import Front
 from flyball.platform.sweep.result import PointResult
 
 __all__ = ["draw_front", "front_figure"]
 
-_RED, _BLUE, _GREEN, _PINK, _ORANGE = COLOURS
 _TICKS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
 
 
@@ -28,17 +36,13 @@ def draw_front(front: Front, file: Path) -> Path:
     Raises:
         StorageError: it cannot be written.
     """
-    figure = front_figure(front)
-    with write_atomically(file) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-    return file
+    return save_figure(front_figure(front), file)
 
 
 def front_figure(front: Front) -> Figure:
     """The picture as a figure, 11 x 7 inches, drawn without a display."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 7), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = new_figure(11, 7)
         axes = figure.add_subplot()
         _draw_references(axes, front)
         _draw_points(axes, front)
@@ -73,7 +77,7 @@ def _draw_references(axes: Axes, front: Front) -> None:
         [oracle.net.mean],
         [oracle.accuracy.mean],
         "h",
-        color=_PINK,
+        color=PINK,
         ms=10,
         label="per-sample oracle (takes luck for skill)",
         zorder=4,
@@ -85,15 +89,15 @@ def _draw_points(axes: Axes, front: Front) -> None:
     groups = (
         (
             "beats the static mixture beyond chance",
-            _GREEN,
+            GREEN,
             [p for p in front.points if p.beats_static],
         ),
         (
             "gain may be chance",
-            _ORANGE,
+            ORANGE,
             [p for p in front.points if not p.beats_static and not p.dominated],
         ),
-        ("no better than the static mixture", _BLUE, [p for p in front.points if p.dominated]),
+        ("no better than the static mixture", BLUE, [p for p in front.points if p.dominated]),
     )
     for label, colour, points in groups:
         others = [point for point in points if point.key not in kept]
@@ -113,7 +117,7 @@ def _draw_points(axes: Axes, front: Front) -> None:
         [*costs, max(1.0, *costs)],
         [*heights, heights[-1]],
         where="post",
-        color=_RED,
+        color=RED,
         lw=1.4,
         alpha=0.8,
         zorder=4,
@@ -125,7 +129,7 @@ def _draw_points(axes: Axes, front: Front) -> None:
         xerr=_bars(front.front, "net"),
         yerr=_bars(front.front, "accuracy"),
         fmt="none",
-        ecolor=_RED,
+        ecolor=RED,
         elinewidth=0.9,
         alpha=0.45,
         zorder=4,

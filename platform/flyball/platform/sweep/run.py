@@ -24,7 +24,7 @@ from flyball.platform.cluster import is_joined, ray_session
 from flyball.platform.controller_learning import observation_of
 from flyball.platform.controller_stage import images_file
 from flyball.platform.job import Job
-from flyball.platform.nodes import check_nodes
+from flyball.platform.nodes import check_nodes, code_fingerprint
 from flyball.platform.prepare import Prepared, prepare
 from flyball.platform.stages import OutcomesStage, Tell, build_outcomes, build_path, served_path
 from flyball.platform.sweep.columns import check_kept
@@ -123,7 +123,7 @@ def run_sweep(
     say = tell or (lambda line: None)
     config.check(job)
     ready = prepare(job, report=report)
-    _check_room(config, ready.ray_address)
+    _check_room(config, ready.job, ready.ray_address)
     started = time.monotonic()
     trained = build_path(ready, report=report)
     path = served_path(trained.path, job)
@@ -140,7 +140,8 @@ def run_sweep(
     counts.seconds["atlas"] = time.monotonic() - started
     made = _Made(ready, config, points, path, trained.folder, asked, folder)
     with folder.locked(), sigterm_interrupts():
-        if folder.open_plan(plan, resume=resume, points=config.points):
+        is_finished = folder.open_plan(plan, resume=resume, points=config.points)
+        if is_finished and (not registers or read_json(folder.outcome_file)["is_registered"]):
             return _shown_again(made, counts)
         say(f"Sweep          {config.points} points in {folder.root}")
         return _run(made, counts, say, resume=resume, registers=registers, is_quiet=is_quiet)
@@ -197,7 +198,9 @@ def _run(
         versions: dict[str, int] = {}
         refused: dict[str, str] = {}
         if registers:
-            registered = register_points(opened(), ready, atlas, made.path_folder, folder, front)
+            registered = runs.patiently(
+                lambda: register_points(opened(), ready, atlas, made.path_folder, folder, front)
+            )
             versions = {key: known.version for key, known in registered.versions.items()}
             refused = registered.refused
         runs.log_table(None, front_columns(front), "points.json")
@@ -216,7 +219,13 @@ def _run(
         repeated=dict(watch.repeats),
     )
     if not counts.failed:
-        outcome = {"links": links, "versions": versions, "refused": refused}
+        outcome = {
+            "points": len({*folder.results(), *folder.stopped()}),
+            "is_registered": registers,
+            "links": links,
+            "versions": versions,
+            "refused": refused,
+        }
         write_json(folder.outcome_file, outcome)
     return SweepResult(folder.root, front, counts, links, versions, refused, was_finished=False)
 
@@ -238,17 +247,26 @@ def _train(made: _Made, watch: SweepWatch, *, resume: bool) -> None:
         images=str(images_file(ready)) if needs_images else None,
         measures_looks=config.asha,
         gpus=config.gpus_per_trial,
+        code=code_fingerprint() if is_joined(ready.ray_address) else "",
     )
     done = {*folder.results(), *folder.stopped()}
     waiting = [point for point in points if point.key not in done]
-    is_open = config.search == "optuna" and len(done) < config.points
+    is_open = (
+        config.search == "optuna" and len(done) < config.points and not folder.outcome_file.exists()
+    )
     if not waiting and not is_open:
         return
     with ray_session(ready.ray_address, threads=1):
-        check_resources(config)
+        check_resources(config, job.compute)
         if is_joined(ready.ray_address):
             check_nodes(ready.runs.root)
-        groups = group_points(waiting, job, config.population)
+        # Grouped as in a sweep that was never interrupted.
+        keys = {point.key for point in waiting}
+        groups = [
+            group
+            for group in group_points(points, job, config.population)
+            if keys & {point.key for point in group}
+        ]
         run_trials(task, config, groups, watch, resume=resume)
 
 
@@ -272,11 +290,11 @@ def _shown_again(made: _Made, counts: Counts) -> SweepResult:
     return SweepResult(folder.root, front, counts, *said, was_finished=True)
 
 
-def _check_room(config: SweepConfig, address: str | None) -> None:
+def _check_room(config: SweepConfig, job: Job, address: str | None) -> None:
     """Trials fit where they are to run; asked before the data path is trained."""
     if is_joined(address):
         with ray_session(address, threads=1):
-            check_resources(config)
+            check_resources(config, job.compute)
     elif config.gpus_per_trial and not torch.cuda.is_available():
         raise InvalidSetting(
             f"A trial asks for {config.gpus_per_trial:g} GPUs, and there are none here. Leave "

@@ -26,6 +26,7 @@ class TrialTask:
         images: .npy of the images, where controllers look at images.
         measures_looks: every look is measured and reported alone, to end points early.
         gpus: of a trial.
+        code: see `nodes.check_code`.
     """
 
     base: Job
@@ -36,6 +37,7 @@ class TrialTask:
     images: str | None = None
     measures_looks: bool = False
     gpus: float = 0.0
+    code: str = ""
 
 
 def points_of(config: Mapping[str, Any]) -> tuple[Point, ...]:

@@ -5,7 +5,7 @@ the sweep's folder, so one that was killed goes on where it was, on whatever nod
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from flyball.datapaths.errors import FlyballError
 from flyball.datapaths.forwards import forwards_here
 from flyball.datapaths.progress import Progress
 from flyball.platform.controller_learning import bandit_tables, learn_controller
+from flyball.platform.nodes import check_code
 from flyball.platform.sweep.folder import SweepFolder
 from flyball.platform.sweep.looks import best_network, updates_saved
 from flyball.platform.sweep.material import Material, finish_point
@@ -39,6 +40,7 @@ def train_trial(config: dict[str, Any]) -> None:
     task: TrialTask = config[TASK]
     told = Told(task)
     try:
+        check_code(task.code)
         points = points_of(config)
     except FlyballError as error:
         told.failed("", error)
@@ -47,18 +49,17 @@ def train_trial(config: dict[str, Any]) -> None:
     with ExitStack() as held:
         for point in sorted(points, key=lambda point: point.key):
             held.enter_context(folder.point_locked(point.key))
-        waiting = []
+        waiting = set()
         for point in points:
             if folder.result_file(point.key).exists():
                 told.finished(PointResult.load(folder.result_file(point.key)))
             else:
-                waiting.append(point)
-        if len(points) > 1 and len(waiting) > 1:
-            _train_together(waiting, task, folder, told)
-        else:
-            for point in waiting:
-                with told.failing(point.key):
-                    _train_alone(point, task, folder, told)
+                waiting.add(point.key)
+        if waiting and len(points) > 1:
+            _train_together(points, waiting, task, folder, told)
+        elif waiting:
+            with told.failing(points[0].key):
+                _train_alone(points[0], task, folder, told)
     told.flush()
 
 
@@ -96,12 +97,16 @@ def _train_alone(point: Point, task: TrialTask, folder: SweepFolder, told: Told)
 
 
 def _train_together(
-    points: Sequence[Point], task: TrialTask, folder: SweepFolder, told: Told
+    points: Sequence[Point], waiting: Set[str], task: TrialTask, folder: SweepFolder, told: Told
 ) -> None:
-    """All points as one batch; they differ in what a population may differ in (see `grouping`)."""
+    """All points as one batch; they differ in what a population may differ in (see `grouping`).
+
+    Where a kill came between two results the batch is learned whole again, and only what waits is
+    kept: the bits of a batched product may depend on what else is in the batch.
+    """
     start, before = time.monotonic(), forwards_here()
     jobs = [point.job(task.base) for point in points]
-    starts = [folder.note_start(point.key) for point in points]
+    starts = [folder.note_start(p.key) if p.key in waiting else 0 for p in points]
     whole = [Material.of(job, task, folder) for job in jobs]
     tables = [
         bandit_tables(job, part.atlas, part.seen) for job, part in zip(jobs, whole, strict=True)
@@ -120,9 +125,11 @@ def _train_together(
         device="cuda" if task.gpus else "cpu",
         report=report,
     )
-    seconds = (time.monotonic() - start) / len(points)
+    seconds = (time.monotonic() - start) / len(waiting)
     forwards = forwards_here() - before
     for point, part, outcome, count in zip(points, whole, outcomes, starts, strict=True):
+        if point.key not in waiting:
+            continue
         with told.failing(point.key):
             if not isinstance(outcome, Learned):
                 raise outcome

@@ -30,6 +30,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from flyball.datapaths.errors import BadInput, FlyballError, InvalidSetting, StorageError
+from flyball.platform.job import ComputeConfig
 from flyball.platform.sweep.config import SweepConfig
 from flyball.platform.sweep.folder import SweepFolder
 from flyball.platform.sweep.interruption import Interruption
@@ -68,20 +69,30 @@ class Listener(Protocol):
         """A trial's process died; it is begun again."""
 
 
-def check_resources(config: SweepConfig) -> None:
+def check_resources(config: SweepConfig, compute: ComputeConfig) -> None:
     """Refuses trials that would wait for ever; Ray is initialised.
 
     Raises:
-        InvalidSetting: no node has such CPUs or GPUs.
+        InvalidSetting: no node has such CPUs or GPUs, or all together have too few for one trial.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in alive]
-    for name, asked in (("CPU", config.cpus_per_trial), ("GPU", config.gpus_per_trial)):
-        most = max((float(node.get(name, 0.0)) for node in nodes), default=0.0)
-        if asked > most:
+    bundles = _bundles(config, compute)
+    for name, option in (("CPU", "--cpus-per-trial"), ("GPU", "--gpus-per-trial")):
+        there = [float(node.get(name, 0.0)) for node in nodes]
+        asked = [float(bundle.get(name, 0.0)) for bundle in bundles]
+        most = max(there, default=0.0)
+        if asked[0] > most:
             raise InvalidSetting(
-                f"A trial asks for {asked:g} {name}s, and the largest of Ray's {len(nodes)} nodes "
-                f"has {most:g}. Give --{name.lower()}s-per-trial {most:g} or less."
+                f"A trial asks for {asked[0]:g} {name}s, and the largest of Ray's {len(nodes)} "
+                f"nodes has {most:g}. Give {option} {most:g} or less."
+            )
+        if max(asked) > most or sum(asked) > sum(there):
+            raise InvalidSetting(
+                f"A trial with {compute.env_runners} env runners and {compute.learners} learners "
+                f"asks for {sum(asked):g} {name}s; Ray's {len(nodes)} nodes have {sum(there):g}, "
+                f"the largest of them {most:g}. Take fewer with --set compute.env_runners=0 and "
+                "--set compute.learners=0, or a smaller compute.gpus_per_learner."
             )
 
 
@@ -135,7 +146,9 @@ def run_trials(
 def _tuner(
     task: TrialTask, config: SweepConfig, groups: Sequence[Sequence[Point]], *, resume: bool
 ) -> Tuner:
-    trainable = tune.with_resources(train_trial, _resources(task, config))
+    trainable = tune.with_resources(
+        train_trial, PlacementGroupFactory(_bundles(config, task.base.compute))
+    )
     folder = SweepFolder.at(task.folder)
     space = {TASK: task} | _space(config, groups)
     has_state = config.search == "optuna" or config.asha
@@ -215,14 +228,12 @@ def _asha() -> ASHAScheduler:
     )
 
 
-def _resources(task: TrialTask, config: SweepConfig) -> PlacementGroupFactory:
+def _bundles(config: SweepConfig, compute: ComputeConfig) -> list[dict[str, float]]:
+    """What a trial asks for: itself, its env runners, its learners."""
     own = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
-    compute = task.base.compute
     learner = {"CPU": 1.0, "GPU": compute.gpus_per_learner}
     more = [{"CPU": 1.0}] * compute.env_runners + [learner] * compute.learners
-    return PlacementGroupFactory(
-        [{name: share for name, share in bundle.items() if share} for bundle in (own, *more)]
-    )
+    return [{name: share for name, share in bundle.items() if share} for bundle in (own, *more)]
 
 
 def _trial_name(trial: Trial) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flyball.datapaths.errors import StorageError
+from flyball.datapaths.errors import CodeSkew, FlyballError, StorageError
 from flyball.platform.job import Job
 from flyball.platform.sweep.folder import SweepFolder
 from flyball.platform.sweep.points import Point
@@ -14,7 +14,10 @@ from flyball.platform.tracking.sweep_runs import SweepRuns
 
 __all__ = ["SweepWatch", "point_summary"]
 
-BROKEN_STORAGE = "StorageError"
+# What ends the sweep and not only the point: it would befall every other.
+ENDING: dict[str, type[FlyballError]] = {
+    error.__name__: error for error in (StorageError, CodeSkew)
+}
 
 
 class SweepWatch:
@@ -73,9 +76,10 @@ class SweepWatch:
 
         Raises:
             StorageError: it could not be written, and so could no other.
+            CodeSkew: its node runs other code.
         """
-        if kind == BROKEN_STORAGE:
-            raise StorageError(f"{message} Then run the same command with --resume.")
+        if kind in ENDING:
+            raise ENDING[kind](f"{message} Then run the same command with --resume.")
         if self._folder.result_file(key).exists():
             return  # of a batch that broke later
         self.failures[key] = (kind, message)

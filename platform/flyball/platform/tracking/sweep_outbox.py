@@ -13,10 +13,10 @@ from flyball.platform.tracking.journal import Event, Journal
 from flyball.platform.tracking.runs import Tracking
 from flyball.platform.tracking.sweep_sending import SweepSending, is_passing
 
-__all__ = ["SweepOutbox"]
+__all__ = ["FIRST_WAIT_S", "LONGEST_WAIT_S", "SweepOutbox"]
 
-_FIRST_WAIT_S = 0.25
-_LONGEST_WAIT_S = 4.0  # between two tries to reach a server that is away
+FIRST_WAIT_S = 0.25
+LONGEST_WAIT_S = 4.0  # between two tries to reach a server that is away
 
 
 class SweepOutbox:
@@ -44,7 +44,7 @@ class SweepOutbox:
         self._failure: Exception | None = None
         self._trouble: Exception | None = None  # of the last try; None while the place answers
         self._failed_tries = 0
-        self._wait_s = _FIRST_WAIT_S
+        self._wait_s = FIRST_WAIT_S
         self._moved_at = time.monotonic()  # when something was sent, or had to be
         self._is_known = False  # what of the journal is recorded already
         self._is_ending = self._is_hurried = False
@@ -131,7 +131,7 @@ class SweepOutbox:
                 for event in sent:
                     del self._pending[event.number]
                 self._moved_at = time.monotonic()
-                self._wait_s = _FIRST_WAIT_S
+                self._wait_s = FIRST_WAIT_S
                 was_away, self._trouble = self._trouble is not None, None
                 self._wake.notify_all()
             if was_away:
@@ -149,7 +149,7 @@ class SweepOutbox:
         with self._wake:
             self._wake.wait_for(lambda: self._is_hurried or self._is_ending, timeout=self._wait_s)
             self._is_hurried = False
-            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
     def _fail(self, error: Exception) -> None:
         with self._wake:

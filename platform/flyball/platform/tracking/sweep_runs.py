@@ -6,10 +6,11 @@ sweep never waits for a server, and what a killed driver had not sent is sent wh
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from flyball.datapaths.errors import FlyballError, InvalidSetting, TrackingUnreachable
@@ -17,8 +18,8 @@ from flyball.platform.tracking.entries import flat_params, metric_name
 from flyball.platform.tracking.journal import Event, Journal
 from flyball.platform.tracking.quiet import borrowed_environment
 from flyball.platform.tracking.runs import Status, Tracking
-from flyball.platform.tracking.sweep_outbox import SweepOutbox
-from flyball.platform.tracking.sweep_sending import SweepSending
+from flyball.platform.tracking.sweep_outbox import FIRST_WAIT_S, LONGEST_WAIT_S, SweepOutbox
+from flyball.platform.tracking.sweep_sending import SweepSending, is_passing
 
 __all__ = ["POINT_METRICS", "SweepRuns"]
 
@@ -41,6 +42,8 @@ POINT_METRICS = frozenset(
 _REQUEST_S = 20  # of one request; MLflow's own 120 s, seven times over, would hold the end back
 _GOODBYE_S = 10.0  # that an interrupted sweep still takes to send what it has
 _SUMMARY = "summary/"
+
+_Given = TypeVar("_Given")
 
 
 class SweepRuns:
@@ -218,6 +221,30 @@ class SweepRuns:
             StorageError: the local database cannot be written.
         """
         self._outbox.wait(self._patience_s)
+
+    def patiently(self, act: Callable[[], _Given]) -> _Given:
+        """Does something else at the same place, again for as long as that does not answer.
+
+        Args:
+            act: changes nothing where it is done twice.
+
+        Raises:
+            TrackingUnreachable, StorageError: the server was away for longer than `patience_s`,
+                or refused it.
+        """
+        until, wait_s = time.monotonic() + self._patience_s, FIRST_WAIT_S
+        is_told = False
+        while True:
+            try:
+                return act()
+            except FlyballError as error:
+                if not is_passing(error) or time.monotonic() + wait_s > until:
+                    raise
+                if not is_told:
+                    self._tell(f"The sweep waits for MLflow: {error}")
+                    is_told = True
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def run_id(self, key: str | None) -> str:
         """MLflow's name of a point's run, or of the parent; "" until it is recorded."""
