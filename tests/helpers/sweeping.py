@@ -6,7 +6,9 @@ from typing import Any
 
 from flyball.platform.job import Job
 from flyball.platform.overrides import with_overrides
+from flyball.platform.prepare import prepare
 from flyball.platform.presets import digits
+from flyball.platform.stages import build_outcomes, build_path, served_path
 from flyball.platform.sweep.config import SweepConfig
 from flyball.platform.sweep.run import SweepResult, run_sweep
 from flyball.platform.sweep.space import parse_space
@@ -18,6 +20,12 @@ PLAIN = "learn.algorithm=plain"
 
 def a_job(root: Path, *settings: str) -> Job:
     return with_overrides(digits(), [*QUICK, f"storage.root={root}", *settings])
+
+
+def make_atlas(job: Job) -> None:
+    """Trains the data path and asks it, once for all sweeps in a folder."""
+    ready = prepare(job)
+    build_outcomes(ready, served_path(build_path(ready).path, job))
 
 
 def sweep(

@@ -1,12 +1,13 @@
 """Real MLflow servers, on sqlite and on PostgreSQL."""
 
+import contextlib
 import os
 import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,23 +53,32 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def server(
+@pytest.fixture(scope="module")
+def server_on(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """`mlflow server`, that answers; without PostgreSQL, on sqlite alone."""
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "sqlite":
-        database = f"sqlite:///{folder / 'mlflow.db'}"
-    else:
-        database = request.getfixturevalue("postgres")
-    started = Server(request.param, database, folder)
-    try:
-        started.start()
-        started.wait()
+) -> Iterator[Callable[[str], Server]]:
+    """Starts `mlflow server` on "sqlite" or "postgresql" and waits until it answers."""
+    with contextlib.ExitStack() as stack:
+
+        def started(name: str) -> Server:
+            folder = tmp_path_factory.mktemp(name)
+            if name == "sqlite":
+                database = f"sqlite:///{folder / 'mlflow.db'}"
+            else:
+                database = request.getfixturevalue("postgres")
+            server = Server(name, database, folder)
+            stack.callback(server.stop)
+            server.start()
+            server.wait()
+            return server
+
         yield started
-    finally:
-        started.stop()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, server_on: Callable[[str], Server]) -> Server:
+    """On each of them; without PostgreSQL, on sqlite alone."""
+    return server_on(request.param)
 
 
 @pytest.fixture(autouse=True)

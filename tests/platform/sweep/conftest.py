@@ -6,18 +6,14 @@ from pathlib import Path
 import pytest
 
 from flyball.platform.cluster import ray_session
-from flyball.platform.prepare import prepare
-from flyball.platform.stages import build_outcomes, build_path, served_path
-from sweeping import a_job
+from sweeping import a_job, make_atlas
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder in which data path and atlas of the tiny job lie."""
     root = tmp_path_factory.mktemp("sweeps") / "runs"
-    job = a_job(root)
-    ready = prepare(job)
-    build_outcomes(ready, served_path(build_path(ready).path, job))
+    make_atlas(a_job(root))
     return root
 
 
