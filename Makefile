@@ -10,8 +10,9 @@ SOURCES := kernels datapaths envs controllers platform tests train_controller.py
 train: $(VENV)/.ready
 	$(BIN)/python train_controller.py digits
 
+# A file of tests stays in one process, and the longest come first.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 # Everything that CI runs.
 check: static test

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flyball.datapaths.atlas import OutcomeAtlas
 from flyball.datapaths.atlas_plan import AtlasPlan
@@ -167,6 +168,7 @@ class _Tally:
 @dataclass(eq=False)
 class _Worker:
     actor: Any
+    node: str
     is_ready: bool = False
     flying: dict[Any, int | None] = field(default_factory=dict)
     """Shards by the reference of their answer; None: it is loading."""
@@ -177,15 +179,10 @@ class _Crew:
 
     def __init__(self, task: AtlasTask, wanted: int, gpus: float) -> None:
         self.wanted, self.came, self._lost_in_a_row = wanted, 0, 0
-        self._kind = ray.remote(AtlasWorker).options(
-            num_cpus=task.threads,
-            num_gpus=gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy="SPREAD",
-        )
+        self._kind = ray.remote(AtlasWorker)
         # Once to each node, however many workers it has.
         self._task = ray.put(task)
+        self._asks = {"CPU": float(task.threads), "GPU": gpus}
         self._workers: list[_Worker] = []
 
     @property
@@ -193,17 +190,58 @@ class _Crew:
         return [worker for worker in self._workers if worker.is_ready]
 
     def hire(self) -> None:
+        if len(self._workers) >= self.wanted:
+            return
+        room = self._room_by_node()
         while len(self._workers) < self.wanted:
-            worker = _Worker(self._kind.remote())
+            node = max(room, key=lambda name: room[name], default="")
+            has_room = bool(node) and room[node] > 0
+            kind = self._kind.options(
+                num_cpus=self._asks["CPU"],
+                num_gpus=self._asks["GPU"],
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=(
+                    NodeAffinitySchedulingStrategy(node, soft=True) if has_room else "DEFAULT"
+                ),
+            )
+            if has_room:
+                room[node] -= 1
+            worker = _Worker(kind.remote(), node if has_room else "")
             worker.flying[worker.actor.load.remote(self._task)] = None
             self._workers.append(worker)
 
+    def _room_by_node(self) -> dict[str, int]:
+        """How many more workers each node could hold, beside those of this crew.
+
+        Ray's own choices are of no use: by default it fills one node before it begins another, so
+        that a short build is over before the others are used; its "SPREAD" lets an actor wait on a
+        full node while another has room.
+        """
+        room: dict[str, int] = {}
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if node["Alive"]:
+                has = node["Resources"]
+                fits = [has.get(name, 0.0) / asked for name, asked in self._asks.items() if asked]
+                room[node["NodeID"]] = int(min(fits))
+        for worker in self._workers:
+            if worker.node in room:
+                room[worker.node] -= 1
+        return room
+
     def answered(self, patience_s: float) -> Iterator[tuple[_Worker, Any]]:
-        """The next answer, unless patience ends first."""
+        """All answers there are, once there is one, unless patience ends first.
+
+        All: of those that are ready Ray gives the first asked for, and a worker hired last would
+        wait for its turn behind one that always is.
+        """
         owners = {ref: worker for worker in self._workers for ref in worker.flying}
         done, _ = ray.wait(list(owners), num_returns=1, timeout=patience_s)
+        if done:
+            done, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
         for ref in done:
-            yield owners[ref], ref
+            if owners[ref] in self._workers:  # not lost with an answer before this one
+                yield owners[ref], ref
 
     def lose(self, worker: _Worker) -> list[int]:
         """Strikes a worker off; gives the shards it had."""
