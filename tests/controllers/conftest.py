@@ -50,18 +50,28 @@ def identity_folder(
     return save
 
 
-@pytest.fixture(scope="module")
-def small_ray() -> Iterator[None]:
-    """A Ray of two CPUs on this machine, without dashboard, shut down after the module."""
+def _ray_of(cpus: int) -> Iterator[None]:
     ray = pytest.importorskip("ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=80 * 2**20,
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def small_ray() -> Iterator[None]:
+    """A Ray of two CPUs on this machine, without dashboard, shut down after the module."""
+    yield from _ray_of(2)
+
+
+@pytest.fixture(scope="module")
+def four_cpus() -> Iterator[None]:
+    """A Ray that takes this machine for one of four CPUs; likewise."""
+    yield from _ray_of(4)

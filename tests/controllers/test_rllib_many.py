@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,23 +37,6 @@ TINY = LearnConfig(
     learning_rate=3e-3,
     validations=3,
 )
-
-
-@pytest.fixture(scope="module")
-def four_cpus() -> Iterator[None]:
-    """A Ray that takes this machine for one of four CPUs; shut down after the module."""
-    ray = pytest.importorskip("ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80 * 2**20,
-    )
-    yield
-    ray.shutdown()
 
 
 def learn(folder: Path, config: LearnConfig, workers: Workers, **more: Any) -> Learned:

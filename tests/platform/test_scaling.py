@@ -88,23 +88,21 @@ def test_without_limits_only_computing_is_left_and_doubling_halves_it() -> None:
 
 
 def test_a_sweep_by_hand() -> None:
-    work = SweepWork(
-        points=10, point_s=6.0, writes=44.0, rows=150.0, result_bytes=100.0, atlas_bytes=1e6
-    )
+    work = SweepWork(points=10, point_s=6.0, rows=150.0, result_bytes=100.0, atlas_bytes=1e6)
     rates = SweepRates(
         start_s=5.0,
         trials_per_s=2.0,
-        writes_per_s=20.0,
+        recorded_per_s=0.5,
         places_per_node=2,
         storage_bytes_per_s=1e6,
     )
     found = estimate_sweep(work, rates, 4)
-    assert found.parts == {"training": 18.0, "driver": 5.0, "database": 22.0, "storage": 2.0}
+    assert found.parts == {"training": 18.0, "driver": 5.0, "database": 20.0, "storage": 2.0}
     assert (found.places, found.nodes, found.limit) == (4, 2, "database")
-    assert found.seconds == 27.0
-    assert found.writes_per_s == 440 / 18
+    assert found.seconds == 25.0
+    assert found.ending_per_s == 10 / 18
     assert (found.database_rows, found.message_bytes, found.read_bytes) == (1500, 1000, 2e6)
-    assert estimate_sweep(work, replace(rates, writes_per_s=math.inf), 1000).seconds == 5.0 + 6.0
+    assert estimate_sweep(work, replace(rates, recorded_per_s=math.inf), 1000).seconds == 5.0 + 6.0
 
 
 def test_the_size_of_a_real_atlas_is_the_models(tmp_path: Path) -> None:
@@ -167,7 +165,7 @@ def test_measured_figures_are_the_only_ones_that_differ_between_machines() -> No
         message_bytes=50.0,
         decodes_per_s=100.0,
         assembly_bytes_per_s=3e8,
-        writes_per_s=50.0,
+        recorded_per_s=2.0,
         tune_start_s=5.0,
         trials_per_s=4.0,
         point_s=3.0,
@@ -179,5 +177,5 @@ def test_measured_figures_are_the_only_ones_that_differ_between_machines() -> No
     assert by_gpus[1024, 1000].parts["compute"] == pytest.approx(
         2 * 1024 / 128 * by_gpus[128, 1000].parts["compute"] / 11
     )
-    assert sweeps[-1].parts["database"] == pytest.approx(1000 * 44 / 50)
+    assert sweeps[-1].parts["database"] == pytest.approx(1000 / 2)
     assert sweeps[-1].limit == "database"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import RunStatus
 
@@ -250,6 +251,22 @@ def test_a_place_that_fails_during_the_work_is_told_plainly(
     picture.write_bytes(b"")
     with pytest.raises(StorageError, match=r"Copying ladder\.png.*finished stages are kept"):
         run.log_file(picture)
+
+
+def test_a_full_disk_is_told_as_one(tracking: Tracking, tmp_path: Path) -> None:
+    assert tracking.address.database is not None
+    shutil.copytree(tracking.address.database.parent, tmp_path / "runs")
+    there = open_tracking(None, tmp_path / "runs")
+    run = there.start_run("full", key="full")
+    engine = there.client._tracking_client.store.engine
+
+    def allow_no_page_more(connection: Any, *_: Any) -> None:
+        connection.execute("PRAGMA max_page_count = 1")
+
+    sqlalchemy.event.listen(engine, "checkout", allow_no_page_more)
+    many = {f"figure{number}": 0.5 for number in range(900)}
+    with pytest.raises(StorageError, match=r"failed: the disk is full\. Look whether .* has room"):
+        run.log_metrics(many)
 
 
 def _table(tracking: Tracking, run_id: str) -> list[dict[str, Any]]:

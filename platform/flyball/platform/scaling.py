@@ -172,7 +172,6 @@ class SweepWork:
     Attributes:
         points: how many.
         point_s: seconds of training and measuring a point in its place.
-        writes: requests to the tracking database that a point takes.
         rows: figures that a point leaves there.
         result_bytes: of a point, through the driver: reports and result.
         atlas_bytes: of the atlas, which each node maps from storage once.
@@ -180,7 +179,6 @@ class SweepWork:
 
     points: int
     point_s: float
-    writes: float = 0.0
     rows: float = 0.0
     result_bytes: float = 0.0
     atlas_bytes: float = 0.0
@@ -193,14 +191,14 @@ class SweepRates:
     Attributes:
         start_s: until the first point trains.
         trials_per_s: that Tune begins, hears and ends in the driver.
-        writes_per_s: of the tracking database.
+        recorded_per_s: points that the tracking database takes, each whole.
         places_per_node: points that a node trains at a time.
         storage_bytes_per_s: of the shared storage, for all nodes together.
     """
 
     start_s: float = 0.0
     trials_per_s: float = math.inf
-    writes_per_s: float = math.inf
+    recorded_per_s: float = math.inf
     places_per_node: int = 1
     storage_bytes_per_s: float = math.inf
 
@@ -213,7 +211,7 @@ class SweepEstimate:
         places, nodes: that take part.
         seconds: in all.
         parts: seconds that each part needs; they overlap.
-        writes_per_s: requests a second that the database is asked for while points train.
+        ending_per_s: points that end a second, so that the database is asked to take them.
         database_rows: in all.
         read_bytes: of the atlas, by all nodes.
         message_bytes: through the driver.
@@ -223,7 +221,7 @@ class SweepEstimate:
     nodes: int
     seconds: float
     parts: dict[str, float]
-    writes_per_s: float
+    ending_per_s: float
     database_rows: float
     read_bytes: float
     message_bytes: float
@@ -242,7 +240,7 @@ def estimate_sweep(work: SweepWork, rates: SweepRates, places: int) -> SweepEsti
     parts = {
         "training": training,
         "driver": work.points / rates.trials_per_s,
-        "database": work.points * work.writes / rates.writes_per_s,
+        "database": work.points / rates.recorded_per_s,
         "storage": nodes * work.atlas_bytes / rates.storage_bytes_per_s,
     }
     return SweepEstimate(
@@ -250,7 +248,7 @@ def estimate_sweep(work: SweepWork, rates: SweepRates, places: int) -> SweepEsti
         nodes=nodes,
         seconds=rates.start_s + max(parts.values()),
         parts=parts,
-        writes_per_s=work.points * work.writes / training,
+        ending_per_s=work.points / training,
         database_rows=work.points * work.rows,
         read_bytes=nodes * work.atlas_bytes,
         message_bytes=work.points * work.result_bytes,

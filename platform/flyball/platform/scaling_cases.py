@@ -13,7 +13,7 @@ from flyball.datapaths.network import ThrottleableNetwork
 from flyball.datapaths.networks import make_network
 from flyball.datapaths.resnet import resnet50
 from flyball.platform.scaling import AtlasRates, AtlasWork, SweepRates, SweepWork
-from flyball.platform.scaling_measure import Measured
+from flyball.platform.scaling_measure import CURVE, FIGURES, SUMMARY, Measured
 
 __all__ = [
     "ASSUMPTIONS",
@@ -32,7 +32,6 @@ IMAGES = 1_281_167 + 50_000
 ARCHIVE_BYTES = 147_897_477_120 + 6_744_924_160
 NAME_BYTES = 36
 REPORT_BYTES, RESULT_BYTES = 300, 4000
-FIGURES, SUMMARY = 3, 12
 GPUS_PER_NODE, CORES_PER_NODE = 8, 64
 V100_IMAGES_PER_S = 1261
 STORAGE_BYTES_PER_S, NODE_BYTES_PER_S = 5e9, 3.1e9
@@ -101,17 +100,12 @@ def atlas_rates(measured: Measured) -> AtlasRates:
 
 
 def thousand_points(measured: Measured, atlas: AtlasWork) -> SweepWork:
-    """A sweep of the default settings; a point is a controller trained and measured on one core.
-
-    A point writes its run's start, its settings, every look at the validation rows, summary and
-    curve, and its end.
-    """
+    """A sweep of the default settings; a point is a controller trained and measured on one core."""
     looks = LearnConfig().validations
     return SweepWork(
         points=1000,
         point_s=measured.point_s,
-        writes=looks + 4,
-        rows=looks * FIGURES + SUMMARY + 3 * atlas.arms,
+        rows=looks * FIGURES + SUMMARY + CURVE,
         result_bytes=looks * REPORT_BYTES + RESULT_BYTES,
         atlas_bytes=atlas.atlas_bytes,
     )
@@ -122,7 +116,7 @@ def sweep_rates(measured: Measured) -> SweepRates:
     return SweepRates(
         start_s=measured.tune_start_s,
         trials_per_s=measured.trials_per_s,
-        writes_per_s=measured.writes_per_s,
+        recorded_per_s=measured.recorded_per_s,
         places_per_node=GPUS_PER_NODE,
         storage_bytes_per_s=STORAGE_BYTES_PER_S,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import flyball.platform.sweep.run as run_module
-from flyball.datapaths.errors import BadInput, CodeSkew, InvalidSetting
+from flyball.datapaths.errors import BadInput, CodeSkew, ForeignArtifact, InvalidSetting
 from flyball.platform.sweep.folder import SweepFolder
 from flyball.platform.sweep.result import PointResult
 from flyball.platform.tracking import list_versions, open_tracking
@@ -151,6 +151,20 @@ def test_optuna_may_propose_a_point_twice(root: Path, session: None) -> None:
     assert first.counts.trained == 2
     assert sweep(job, "reward.gamma2=1.5,8", **search).was_finished
     check_recorded(job, first)
+
+
+def test_a_folder_of_another_sweep_is_refused_and_kept(root: Path, session: None) -> None:
+    job = a_job(root, PLAIN, "learn.seed=4")
+    first = sweep(job, "reward.gamma2=2")
+    with pytest.raises(BadInput, match="There is no sweep to resume in") as told:
+        sweep(job, "reward.gamma2=3", resume=True)
+    other = Path(str(told.value).partition("resume in ")[2].partition(". ")[0])
+    shutil.copytree(first.folder, other)
+    before = sorted((file, file.stat().st_mtime_ns) for file in other.rglob("*.json"))
+    for resume in (False, True):
+        with pytest.raises(ForeignArtifact, match=r"space is \['reward.gamma2=2'\] there"):
+            sweep(job, "reward.gamma2=3", resume=resume)
+    assert sorted((file, file.stat().st_mtime_ns) for file in other.rglob("*.json")) == before
 
 
 def test_a_point_that_breaks_costs_the_others_nothing(root: Path, session: None) -> None:

@@ -258,6 +258,8 @@ def _unreachable(address: Address, error: Exception) -> TrackingUnreachable:
 
 
 def _first_line(error: Exception) -> str:
+    if "disk is full" in str(error):
+        return "the disk is full"  # which SQLAlchemy says after a word on its autoflush
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "Caused by" in text:
         # urllib3 nests the cause in its own words; what the system said comes last.
