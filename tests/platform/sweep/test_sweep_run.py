@@ -159,7 +159,7 @@ def test_a_folder_of_another_sweep_is_refused_and_kept(root: Path, session: None
     with pytest.raises(BadInput, match="There is no sweep to resume in") as told:
         sweep(job, "reward.gamma2=3", resume=True)
     other = Path(str(told.value).partition("resume in ")[2].partition(". ")[0])
-    shutil.copytree(first.folder, other)
+    shutil.copytree(first.folder, other, dirs_exist_ok=True)
     before = sorted((file, file.stat().st_mtime_ns) for file in other.rglob("*.json"))
     for resume in (False, True):
         with pytest.raises(ForeignArtifact, match=r"space is \['reward.gamma2=2'\] there"):
