@@ -10,7 +10,7 @@ SOURCES := kernels datapaths envs controllers platform tests train_controller.py
 train: $(VENV)/.ready
 	$(BIN)/python train_controller.py digits
 
-# A file of tests stays in one process, and the longest come first.
+# In two processes; a file of tests stays in one of them.
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 

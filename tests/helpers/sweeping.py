@@ -1,6 +1,9 @@
 """Whole sweeps of a tiny job, and what is asserted of them."""
 
+import contextlib
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,27 @@ def check_recorded(job: Job, result: SweepResult) -> None:
         assert points[point.key].data.tags["steps"] == str(looks), point.name
         assert point.run_id in ("", points[point.key].info.run_id)
         assert points[point.key].data.metrics["summary/accuracy"] == point.accuracy.mean
+
+
+@contextlib.contextmanager
+def beside(is_time: Callable[[], object], act: Callable[[], None]) -> Iterator[None]:
+    """Acts once from another thread, when it is time; gives up where the block ends first."""
+    is_over = threading.Event()
+
+    def wait() -> None:
+        while not is_over.wait(0.01):
+            if is_time():
+                act()
+                return
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        if not is_time():
+            is_over.set()
+        thread.join(timeout=120)
 
 
 def keys_of(root: Path, file: str) -> set[str]:

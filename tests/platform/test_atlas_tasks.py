@@ -227,6 +227,37 @@ def test_a_build_survives_the_loss_of_a_whole_node(
     assert built.forwards == built.atlas.header.forwards
 
 
+def test_a_worker_is_not_kept_waiting_by_a_node_that_others_use(
+    cluster: Cluster,
+    ready: Prepared,
+    path: FrozenDataPath,
+    local: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    @ray.remote(num_cpus=2)
+    class Other:
+        def is_there(self) -> bool:
+            return True
+
+    other = Other.remote()  # type: ignore[attr-defined]
+    assert ray.get(other.is_there.remote())
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    try:
+        one = with_compute(ready, atlas_workers=1)
+        build_atlas_on_ray(one, ready.runs.root / "path", path, tmp_path / "atlas")
+        assert digests(tmp_path / "atlas") == local
+    finally:
+        ray.kill(other)
+        cluster.remove_node(node)
+
+
+def test_a_share_of_a_gpu_is_all_of_one() -> None:
+    assert atlas_tasks._times(4.0, 0.7) == 4
+    assert atlas_tasks._times(4.0, 0.25) == 16
+    assert atlas_tasks._times(5.0, 2.0) == 2
+    assert atlas_tasks._times(0.0, 1.0) == 0
+
+
 class _Interrupted(Exception):
     pass
 

@@ -192,7 +192,10 @@ class _Crew:
     def hire(self) -> None:
         if len(self._workers) >= self.wanted:
             return
-        room = self._room_by_node()
+        room = _room_by_node(self._asks)
+        for worker in self._workers:
+            if worker.node in room:
+                room[worker.node] -= 1
         while len(self._workers) < self.wanted:
             node = max(room, key=lambda name: room[name], default="")
             has_room = bool(node) and room[node] > 0
@@ -201,33 +204,13 @@ class _Crew:
                 num_gpus=self._asks["GPU"],
                 max_restarts=0,
                 max_task_retries=0,
-                scheduling_strategy=(
-                    NodeAffinitySchedulingStrategy(node, soft=True) if has_room else "DEFAULT"
-                ),
+                scheduling_strategy=_near(node) if has_room else "DEFAULT",
             )
             if has_room:
                 room[node] -= 1
             worker = _Worker(kind.remote(), node if has_room else "")
             worker.flying[worker.actor.load.remote(self._task)] = None
             self._workers.append(worker)
-
-    def _room_by_node(self) -> dict[str, int]:
-        """How many more workers each node could hold, beside those of this crew.
-
-        Ray's own choices are of no use: by default it fills one node before it begins another, so
-        that a short build is over before the others are used; its "SPREAD" lets an actor wait on a
-        full node while another has room.
-        """
-        room: dict[str, int] = {}
-        for node in ray.nodes():  # type: ignore[no-untyped-call]
-            if node["Alive"]:
-                has = node["Resources"]
-                fits = [has.get(name, 0.0) / asked for name, asked in self._asks.items() if asked]
-                room[node["NodeID"]] = int(min(fits))
-        for worker in self._workers:
-            if worker.node in room:
-                room[worker.node] -= 1
-        return room
 
     def answered(self, patience_s: float) -> Iterator[tuple[_Worker, Any]]:
         """All answers there are, once there is one, unless patience ends first.
@@ -336,7 +319,33 @@ def _plain(error: RayTaskError) -> Exception:
 
 def _as_many_as_fit(threads: int, gpus: float) -> int:
     """Workers that the cluster has room for now."""
-    return max(1, int(_room("GPU") / gpus if gpus else _room("CPU") / threads))
+    return max(1, sum(_room_by_node({"CPU": float(threads), "GPU": gpus}).values()))
+
+
+def _room_by_node(asks: dict[str, float]) -> dict[str, int]:
+    """How many workers each node could hold, were it free; by Ray's id of the node."""
+    room: dict[str, int] = {}
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            has = node["Resources"]
+            fits = [_times(has.get(name, 0.0), asked) for name, asked in asks.items() if asked]
+            room[node["NodeID"]] = min(fits)
+    return room
+
+
+def _times(has: float, asked: float) -> int:
+    """How often a share fits; one of a GPU is all of the same GPU."""
+    return int(has) * int(1 / asked) if asked < 1 else int(has / asked)
+
+
+def _near(node: str) -> NodeAffinitySchedulingStrategy:
+    """On this node, or where it is full or gone on another.
+
+    Ray's own choices are of no use: by default it fills one node before it begins another, so that
+    a short build is over before the others are used; its "SPREAD" lets an actor wait on a full node
+    while another has room, and so does an affinity that may not spill.
+    """
+    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
 def _room(of: str) -> float:

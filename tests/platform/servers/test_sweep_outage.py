@@ -1,5 +1,6 @@
 """A whole sweep whose MLflow server goes away: all that it records is there once it is back."""
 
+import contextlib
 import os
 import shutil
 import threading
@@ -24,7 +25,7 @@ from flyball.platform.sweep.space import parse_space
 from flyball.platform.tracking import list_versions, open_tracking
 from flyball.platform.tracking.sweep_runs import SweepRuns
 from mlflow_server import Server
-from sweeping import PLAIN, a_job, make_atlas
+from sweeping import PLAIN, a_job, beside, keys_of, make_atlas
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
@@ -79,20 +80,18 @@ def swept(
     return run_sweep(job, config, resume=resume, registers=registers, tell=tell)
 
 
-def stop_after(results: int, server: Server, root: Path, gap_s: float | None) -> threading.Thread:
+def stopped_after(
+    results: int, server: Server, root: Path, gap_s: float | None
+) -> contextlib.AbstractContextManager[None]:
     """Stops the server once so many points are finished, and starts it again after the gap."""
 
     def act() -> None:
-        while len(list(root.glob("sweeps/*/points/*/result.json"))) < results:
-            time.sleep(0.01)
         server.stop()
         if gap_s is not None:
             time.sleep(gap_s)
             server.start()
 
-    thread = threading.Thread(target=act)
-    thread.start()
-    return thread
+    return beside(lambda: len(keys_of(root, "result.json")) >= results, act)
 
 
 def check_whole(server: Server, root: Path, result: SweepResult) -> None:
@@ -121,9 +120,8 @@ def test_a_server_that_goes_away_in_mid_sweep_is_waited_for(server: Server, root
     """It is away while the last points end."""
     said: list[str] = []
     gap_s = float(os.environ.get("FLYBALL_TEST_GAP_S", "10"))
-    thread = stop_after(2, server, root, gap_s)
-    result = swept(server, root, 1, tell=said.append)
-    thread.join()
+    with stopped_after(2, server, root, gap_s):
+        result = swept(server, root, 1, tell=said.append)
     assert not result.counts.failed
     assert not result.counts.repeated
     assert len(result.front.points) == POINTS
@@ -135,10 +133,11 @@ def test_a_server_that_stays_away_ends_the_sweep_and_a_resume_records_it(
     server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "SweepRuns", partial(SweepRuns, patience_s=3.0))
-    thread = stop_after(2, server, root, None)
-    with pytest.raises(TrackingUnreachable, match=r"events are kept in .* --resume"):
+    with (
+        stopped_after(2, server, root, None),
+        pytest.raises(TrackingUnreachable, match=r"events are kept in .* --resume"),
+    ):
         swept(server, root, 2)
-    thread.join()
     server.start()
     server.wait()
     monkeypatch.undo()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from sweeping import (
     PLAIN,
     QUICK,
     a_job,
+    beside,
     check_recorded,
     figures,
     keys_of,
@@ -101,20 +101,18 @@ with ray_session(None):
 def test_a_killed_trial_process_is_begun_again(root: Path, session: None) -> None:
     job = a_job(root, "learn.updates=800", "learn.seed=5")
     killed: list[int] = []
+    before = list((root / "sweeps").glob("*"))
 
     def kill_one() -> None:
         until = time.monotonic() + 120
         while not killed and time.monotonic() < until:
             running = list((root / "sweeps").glob("*/points/*/checkpoint/updates-*"))
-            mine = [
-                folder for folder in running if not (folder.parents[1] / "result.json").exists()
-            ]
-            for folder in mine:
-                pid = int((folder.parents[1] / "starts.txt").read_text().split()[1])
-                with suppress(ProcessLookupError):  # of a point that another test ended early
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
-                    break
+            points = [folder.parents[1] for folder in running if folder.parents[3] not in before]
+            for point in (one for one in points if not (one / "result.json").exists()):
+                pid = int((point / "starts.txt").read_text().split()[1])
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                break
             time.sleep(0.02)
 
     thread = threading.Thread(target=kill_one)
@@ -136,23 +134,23 @@ def test_a_search_that_ends_points_early_goes_on_after_an_interruption(
 ) -> None:
     job = a_job(root, "learn.validations=10", "learn.updates=200")
     space = "learn.learning_rate=1e-7,1e-3,3e-3,1e-2,2e-7,3e-7"
+    before = keys_of(root, "starts.txt")
 
-    def interrupt() -> None:
-        while len(keys_of(root, "starts.txt")) < begun + 3:
-            time.sleep(0.01)
-        signal.raise_signal(signal.SIGINT)
+    def has_begun_three() -> bool:
+        return len(keys_of(root, "starts.txt") - before) >= 3
 
-    begun = len(keys_of(root, "starts.txt"))
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with (
+        beside(has_begun_three, lambda: signal.raise_signal(signal.SIGINT)),
+        pytest.raises(KeyboardInterrupt),
+    ):
         sweep(job, space, asha=True)
-    thread.join()
+    kept = {file: file.stat().st_mtime_ns for file in root.glob("sweeps/*/points/*/result.json")}
     result = sweep(job, space, asha=True, resume=True)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
     folder = SweepFolder(result.folder)
     assert set(folder.results()).isdisjoint(folder.stopped())
     assert len(folder.results()) + len(folder.stopped()) == 6
-    assert result.counts.trained < 6
+    assert result.counts.reused == len([file for file in kept if folder.root in file.parents]) < 6
     runs = recorded(job, result)
     assert len(runs) == 7
     assert {run.info.status for run in runs} == {"FINISHED"}

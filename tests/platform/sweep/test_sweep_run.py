@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,17 @@ from typing import Any
 import pytest
 
 import flyball.platform.sweep.run as run_module
-from flyball.datapaths.errors import BadInput, CodeSkew, ForeignArtifact, InvalidSetting
+from flyball.datapaths.errors import (
+    BadInput,
+    CodeSkew,
+    ForeignArtifact,
+    InvalidSetting,
+    StorageError,
+)
 from flyball.platform.sweep.folder import SweepFolder
 from flyball.platform.sweep.result import PointResult
 from flyball.platform.tracking import list_versions, open_tracking
-from sweeping import PLAIN, a_job, check_recorded, figures, recorded, sweep
+from sweeping import PLAIN, a_job, beside, check_recorded, figures, recorded, sweep
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
@@ -77,16 +81,14 @@ def test_optuna_proposes_the_same_points_from_a_seed_though_it_is_interrupted(
     assert len(figures(result)) == 5
     shutil.rmtree(result.folder)
 
-    def interrupt() -> None:
-        while len(list(result.folder.glob("points/*/result.json"))) < 2:
-            time.sleep(0.01)
-        signal.raise_signal(signal.SIGINT)
+    def has_two() -> bool:
+        return len(list(result.folder.glob("points/*/result.json"))) >= 2
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with (
+        beside(has_two, lambda: signal.raise_signal(signal.SIGINT)),
+        pytest.raises(KeyboardInterrupt),
+    ):
         sweep(job, *space, search="optuna", samples=5)
-    thread.join()
     assert 2 <= len(SweepFolder(result.folder).results()) < 5
     # Tune's own state holds what the sampler had drawn.
     resumed = sweep(job, *space, search="optuna", samples=5, resume=True)
@@ -167,14 +169,38 @@ def test_a_folder_of_another_sweep_is_refused_and_kept(root: Path, session: None
     assert sorted((file, file.stat().st_mtime_ns) for file in other.rglob("*.json")) == before
 
 
-def test_a_point_that_breaks_costs_the_others_nothing(root: Path, session: None) -> None:
-    job = a_job(root, PLAIN, "learn.optimizer=rmsprop")
-    result = sweep(job, "learn.learning_rate=1e-3,1e30")
+def test_a_folder_that_cannot_be_written_ends_a_batch_with_what_to_do(
+    root: Path, session: None
+) -> None:
+    job = a_job(root, PLAIN, "learn.seed=6")
+    result = sweep(job, "reward.gamma2=1,2", population=2)
+    folder = SweepFolder(result.folder)
+    folder.outcome_file.unlink()
+    gone = folder.point(result.front.points[0].key)
+    shutil.rmtree(gone)
+    gone.write_text("in the way")
+    with pytest.raises(StorageError, match=r"Cannot write .*--set storage\.root.*--resume"):
+        sweep(job, "reward.gamma2=1,2", population=2, resume=True)
+    gone.unlink()
+    resumed = sweep(job, "reward.gamma2=1,2", population=2, resume=True)
+    assert (resumed.counts.trained, resumed.counts.reused) == (1, 1)
+    assert figures(resumed) == figures(result)
+
+
+@pytest.mark.parametrize("asha", [False, True])
+def test_a_point_that_breaks_costs_the_others_nothing(
+    root: Path, session: None, asha: bool
+) -> None:
+    job = a_job(root, "learn.optimizer=rmsprop", *(() if asha else (PLAIN,)))
+    result = sweep(job, "learn.learning_rate=1e-3,1e30", asha=asha)
     assert [text.partition(":")[0] for text in result.counts.failed.values()] == ["NotFinite"]
     assert len(result.front.points) == 1
     assert Counter(run.info.status for run in recorded(job, result)) == {"FINISHED": 2, "FAILED": 1}
     with pytest.raises(BadInput, match="unfinished sweep"):
-        sweep(job, "learn.learning_rate=1e-3,1e30")
+        sweep(job, "learn.learning_rate=1e-3,1e30", asha=asha)
+    resumed = sweep(job, "learn.learning_rate=1e-3,1e30", asha=asha, resume=True)
+    assert resumed.counts.failed == result.counts.failed
+    assert not SweepFolder(result.folder).outcome_file.exists()
 
 
 def test_trials_that_fit_nowhere_are_refused(root: Path, session: None) -> None:
@@ -187,7 +213,7 @@ def test_trials_that_fit_nowhere_are_refused(root: Path, session: None) -> None:
     with pytest.raises(InvalidSetting, match=r"4000 env runners and 0 learners asks for 4001 CPUs"):
         sweep(many, "reward.gamma1=0,1")
     shared = a_job(root, "compute.learners=2", "compute.gpus_per_learner=64")
-    with pytest.raises(InvalidSetting, match=r"asks for 3 CPUs; .*compute\.learners=0"):
+    with pytest.raises(InvalidSetting, match=r"2 learners asks for .*compute\.learners=0"):
         sweep(shared, "reward.gamma1=0,1")
 
 
@@ -207,5 +233,10 @@ def test_a_node_that_joined_with_other_code_ends_the_sweep(
 
 
 def test_results_are_plain_json(root: Path) -> None:
-    for file in (root / "sweeps").glob("*/points/*/result.json"):
-        assert PointResult.from_json(json.loads(file.read_text())).to_json() is not None
+    job = a_job(root, PLAIN)
+    sweep(job, "reward.gamma2=1.5")
+    files = list((root / "sweeps").glob("*/points/*/result.json"))
+    assert files
+    for file in files:
+        value = json.loads(file.read_text())
+        assert PointResult.from_json(value).to_json() == value

@@ -99,6 +99,16 @@ class SweepFolder:
         files = sorted((self.root / "stopped").glob("*.json"))
         return {file.stem: read_json(file) for file in files}
 
+    def points_of_outcome(self, asked: int) -> int:
+        """Points of the finished sweep: fewer than asked where Optuna proposed one twice."""
+        if not self.outcome_file.exists():
+            return asked
+        return int(read_json(self.outcome_file).get("points", asked))
+
+    def lacks_registration(self) -> bool:
+        """Whether the sweep was finished without putting its front into the registry."""
+        return not read_json(self.outcome_file).get("is_registered", True)
+
     def stop_point(self, key: str, record: dict[str, Any]) -> None:
         """Notes that a point was ended early: it is not trained again."""
         write_json(self.root / "stopped" / f"{key}.json", record)
@@ -154,8 +164,7 @@ class SweepFolder:
                 "folder, or name another one with --set storage.root=FOLDER."
             )
         done = len({*self.results(), *self.stopped()})
-        # Optuna may propose a point twice, so there can be fewer than were asked for.
-        is_finished = self.outcome_file.exists() and done >= read_json(self.outcome_file)["points"]
+        is_finished = self.outcome_file.exists() and done >= self.points_of_outcome(points)
         if not is_finished and not resume:
             raise BadInput(
                 f"{self.root} holds an unfinished sweep: {done} of {points} points are done. Run "

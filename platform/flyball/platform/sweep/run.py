@@ -5,6 +5,7 @@ Points are trained in `trial`, by Tune as `tuning` sets it up; what is chosen fr
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -38,7 +39,7 @@ from flyball.platform.sweep.points import Point, make_points
 from flyball.platform.sweep.progress_table import ProgressTable
 from flyball.platform.sweep.registration import register_points
 from flyball.platform.sweep.task import TrialTask
-from flyball.platform.sweep.tuning import check_resources, run_trials
+from flyball.platform.sweep.tuning import lacking_resources, run_trials
 from flyball.platform.sweep.watch import SweepWatch
 from flyball.platform.tracking import Tracking, open_tracking
 from flyball.platform.tracking.sweep_runs import SweepRuns
@@ -123,7 +124,7 @@ def run_sweep(
     say = tell or (lambda line: None)
     config.check(job)
     ready = prepare(job, report=report)
-    _check_room(config, ready.job, ready.ray_address)
+    _check_room(config, ready.job, ready.ray_address, say)
     started = time.monotonic()
     trained = build_path(ready, report=report)
     path = served_path(trained.path, job)
@@ -141,7 +142,7 @@ def run_sweep(
     made = _Made(ready, config, points, path, trained.folder, asked, folder)
     with folder.locked(), sigterm_interrupts():
         is_finished = folder.open_plan(plan, resume=resume, points=config.points)
-        if is_finished and (not registers or read_json(folder.outcome_file)["is_registered"]):
+        if is_finished and not (registers and folder.lacks_registration()):
             return _shown_again(made, counts)
         say(f"Sweep          {config.points} points in {folder.root}")
         return _run(made, counts, say, resume=resume, registers=registers, is_quiet=is_quiet)
@@ -208,19 +209,26 @@ def _run(
         runs.flush()
         counts.seconds["front"] = time.monotonic() - began
         links = {"sweep": runs.link(None), "charts": runs.chart_link()}
-    in_trials = sum(folder.results()[key].forwards for key in watch.trained)
+    results, stopped = folder.results(), folder.stopped()
+    in_trials = sum(results[key].forwards for key in watch.trained)
     counts.forwards["trials"] = forwards_here() - forwards + in_trials
     counts = replace(
         counts,
         trained=len(watch.trained),
         reused=reused,
-        ended_early=len(folder.stopped()),
+        ended_early=len(stopped),
         failed={key: f"{kind}: {text}" for key, (kind, text) in watch.failures.items()},
         repeated=dict(watch.repeats),
     )
-    if not counts.failed:
+    left = {point.key for point in made.points} - {*results, *stopped, *counts.failed}
+    counts.failed.update(dict.fromkeys(sorted(left), "not trained; --resume trains it"))
+    if counts.failed:
+        # Tune takes a failed point for done: a resume begins its search anew.
+        shutil.rmtree(folder.tune, ignore_errors=True)
+        folder.outcome_file.unlink(missing_ok=True)
+    else:
         outcome = {
-            "points": len({*folder.results(), *folder.stopped()}),
+            "points": len({*results, *stopped}),
             "is_registered": registers,
             "links": links,
             "versions": versions,
@@ -251,15 +259,14 @@ def _train(made: _Made, watch: SweepWatch, *, resume: bool) -> None:
     )
     done = {*folder.results(), *folder.stopped()}
     waiting = [point for point in points if point.key not in done]
-    is_open = (
-        config.search == "optuna" and len(done) < config.points and not folder.outcome_file.exists()
-    )
+    is_open = config.search == "optuna" and len(done) < folder.points_of_outcome(config.points)
     if not waiting and not is_open:
         return
     with ray_session(ready.ray_address, threads=1):
-        check_resources(config, job.compute)
         if is_joined(ready.ray_address):
             check_nodes(ready.runs.root)
+        elif lacking := lacking_resources(config, job.compute):
+            raise InvalidSetting(lacking)
         # Grouped as in a sweep that was never interrupted.
         keys = {point.key for point in waiting}
         groups = [
@@ -290,11 +297,15 @@ def _shown_again(made: _Made, counts: Counts) -> SweepResult:
     return SweepResult(folder.root, front, counts, *said, was_finished=True)
 
 
-def _check_room(config: SweepConfig, job: Job, address: str | None) -> None:
-    """Trials fit where they are to run; asked before the data path is trained."""
+def _check_room(config: SweepConfig, job: Job, address: str | None, say: Tell) -> None:
+    """Trials fit where they are to run; asked before the data path is trained.
+
+    A cluster may start nodes that it has not got yet, so there it is only said.
+    """
     if is_joined(address):
         with ray_session(address, threads=1):
-            check_resources(config, job.compute)
+            if lacking := lacking_resources(config, job.compute):
+                say(f"Trials wait until the cluster has started nodes for them. {lacking}")
     elif config.gpus_per_trial and not torch.cuda.is_available():
         raise InvalidSetting(
             f"A trial asks for {config.gpus_per_trial:g} GPUs, and there are none here. Leave "

@@ -46,20 +46,23 @@ def train_trial(config: dict[str, Any]) -> None:
         told.failed("", error)
         return
     folder = SweepFolder.at(task.folder)
-    with ExitStack() as held:
-        for point in sorted(points, key=lambda point: point.key):
-            held.enter_context(folder.point_locked(point.key))
-        waiting = set()
-        for point in points:
-            if folder.result_file(point.key).exists():
-                told.finished(PointResult.load(folder.result_file(point.key)))
-            else:
-                waiting.add(point.key)
-        if waiting and len(points) > 1:
-            _train_together(points, waiting, task, folder, told)
-        elif waiting:
-            with told.failing(points[0].key):
+    waiting: set[str] = set()
+    try:
+        with ExitStack() as held:
+            for point in sorted(points, key=lambda point: point.key):
+                held.enter_context(folder.point_locked(point.key))
+            for point in points:
+                if folder.result_file(point.key).exists():
+                    told.finished(PointResult.load(folder.result_file(point.key)))
+                else:
+                    waiting.add(point.key)
+            if waiting and len(points) > 1:
+                _train_together(points, waiting, task, folder, told)
+            elif waiting:
                 _train_alone(points[0], task, folder, told)
+    except FlyballError as error:
+        for key in sorted(waiting) or [""]:
+            told.failed(key, error)
     told.flush()
 
 

@@ -29,7 +29,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from flyball.datapaths.errors import BadInput, FlyballError, InvalidSetting, StorageError
+from flyball.datapaths.errors import BadInput, FlyballError, StorageError
 from flyball.platform.job import ComputeConfig
 from flyball.platform.sweep.config import SweepConfig
 from flyball.platform.sweep.folder import SweepFolder
@@ -40,7 +40,7 @@ from flyball.platform.sweep.task import POINTS, TASK, TrialTask, points_of
 from flyball.platform.sweep.told import PERCENT, SCORE
 from flyball.platform.sweep.trial import train_trial
 
-__all__ = ["Listener", "check_resources", "run_trials"]
+__all__ = ["Listener", "lacking_resources", "run_trials"]
 
 NAME = "tune"
 GRACE_PERCENT = 12  # of a run, before a point can be ended early
@@ -69,11 +69,10 @@ class Listener(Protocol):
         """A trial's process died; it is begun again."""
 
 
-def check_resources(config: SweepConfig, compute: ComputeConfig) -> None:
-    """Refuses trials that would wait for ever; Ray is initialised.
+def lacking_resources(config: SweepConfig, compute: ComputeConfig) -> str:
+    """Why trials would wait for nodes that are not there, and what to do; "" where they fit.
 
-    Raises:
-        InvalidSetting: no node has such CPUs or GPUs, or all together have too few for one trial.
+    Ray must be initialised. What other jobs hold is not asked: it comes free.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in alive]
@@ -83,17 +82,18 @@ def check_resources(config: SweepConfig, compute: ComputeConfig) -> None:
         asked = [float(bundle.get(name, 0.0)) for bundle in bundles]
         most = max(there, default=0.0)
         if asked[0] > most:
-            raise InvalidSetting(
+            return (
                 f"A trial asks for {asked[0]:g} {name}s, and the largest of Ray's {len(nodes)} "
                 f"nodes has {most:g}. Give {option} {most:g} or less."
             )
         if max(asked) > most or sum(asked) > sum(there):
-            raise InvalidSetting(
+            return (
                 f"A trial with {compute.env_runners} env runners and {compute.learners} learners "
                 f"asks for {sum(asked):g} {name}s; Ray's {len(nodes)} nodes have {sum(there):g}, "
                 f"the largest of them {most:g}. Take fewer with --set compute.env_runners=0 and "
                 "--set compute.learners=0, or a smaller compute.gpus_per_learner."
             )
+    return ""
 
 
 def run_trials(
@@ -152,7 +152,9 @@ def _tuner(
     folder = SweepFolder.at(task.folder)
     space = {TASK: task} | _space(config, groups)
     has_state = config.search == "optuna" or config.asha
-    if resume and has_state and Tuner.can_restore(str(folder.tune)):
+    # Tune takes a point that failed, or whose folder was deleted since, for done.
+    is_open = not folder.outcome_file.exists()
+    if resume and has_state and is_open and Tuner.can_restore(str(folder.tune)):
         try:
             return Tuner.restore(
                 str(folder.tune),

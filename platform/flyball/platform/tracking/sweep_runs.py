@@ -232,17 +232,20 @@ class SweepRuns:
             TrackingUnreachable, StorageError: the server was away for longer than `patience_s`,
                 or refused it.
         """
-        until, wait_s = time.monotonic() + self._patience_s, FIRST_WAIT_S
-        is_told = False
+        until, wait_s = 0.0, FIRST_WAIT_S
         while True:
             try:
                 return act()
             except FlyballError as error:
-                if not is_passing(error) or time.monotonic() + wait_s > until:
+                if not is_passing(error):
                     raise
-                if not is_told:
+                if not until:
+                    until = time.monotonic() + self._patience_s
                     self._tell(f"The sweep waits for MLflow: {error}")
-                    is_told = True
+                elif time.monotonic() + wait_s > until:
+                    raise type(error)(
+                        f"{error} Then run the same command with --resume."
+                    ) from error
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
