@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flyball.datapaths.errors import BadInput, ForeignArtifact, StorageError
 from flyball.datapaths.files import read_json, write_json
@@ -180,12 +180,7 @@ class SweepFolder:
             StorageError: another process holds it; says which.
         """
         file = self.root / LOCK_FILE
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = file.open("a+")
-        except OSError as error:
-            raise _unwritable(file, error) from error
-        with handle:
+        with _opened(file) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -213,15 +208,18 @@ class SweepFolder:
         Raises:
             StorageError: the folder cannot be written.
         """
-        file = self.point(key) / LOCK_FILE
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = file.open("w")
-        except OSError as error:
-            raise _unwritable(file, error) from error
-        with handle:
+        with _opened(self.point(key) / LOCK_FILE) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _opened(file: Path) -> IO[str]:
+    """A file to lock; it and its folder are made where they are not there."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file.open("a+")
+    except OSError as error:
+        raise _unwritable(file, error) from error
 
 
 def _unwritable(file: Path, error: OSError) -> StorageError:
